@@ -1,0 +1,61 @@
+# Each target stands alone: it makes .venv first if that is missing or out of date.
+VARIANT ?= m2l
+ARGS ?=
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+SHELL := bash
+BIN := .venv/bin
+READY := .venv/ready
+# progress bars on a terminal, few words in a log
+INSTALL = $(BIN)/pip install $$([ -t 1 ] || echo -q) --no-compile --disable-pip-version-check -c constraints.txt
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env train test lab export readme clean
+
+help:  ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+env: $(READY)  ## make .venv with everything pinned in constraints.txt (several GB, some minutes)
+
+# the papermill in .venv fills in an output path where none is given; see .ci/papermill
+$(READY): constraints.txt settings.ini setup.py pyproject.toml
+	@.ci/python .venv
+	@echo "Installing the pinned packages into .venv: several GB, some minutes."
+	$(INSTALL) -e ".[all,dev]" music2latent
+	@# linear-cae asks for numpy < 2 and works with 2: without its metadata `pip check` stays true of all the rest
+	$(INSTALL) --no-deps --force-reinstall linear-cae
+	@rm -rf .venv/lib/python*/site-packages/linear_cae-*.dist-info
+	@printf '#!/bin/sh\nexec "%s/python" "%s/.ci/papermill" "$$@"\n' "$(CURDIR)/$(BIN)" "$(CURDIR)" > $(BIN)/papermill
+	@$(BIN)/pip check --disable-pip-version-check
+	@touch $@
+
+# the notebook's own output goes straight to the terminal, so that its progress bar lives there
+train: $(READY)  ## train nbs/train.ipynb: make train [VARIANT=m2l] [ARGS="-p steps 100"]; results in runs/VARIANT
+	@mkdir -p runs/$(VARIANT)
+	$(BIN)/papermill nbs/train.ipynb runs/$(VARIANT)/train.ipynb -p variant $(VARIANT) $(ARGS) \
+		--no-progress-bar --stdout-file - --stderr-file -
+
+# both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time
+test: $(READY)  ## run every notebook in nbs, then the tests in tests
+	@status=0; \
+	echo "nbdev_test: running the notebooks, $(WORKERS) at a time"; \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print --timing || status=1; \
+	$(BIN)/pytest tests || status=1; \
+	exit $$status
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+export: $(READY)  ## write latentalign/*.py from the notebooks and clean the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+readme: $(READY)  ## write README.md from nbs/index.ipynb
+	$(BIN)/python .ci/readme
+
+clean:  ## remove .venv and everything that can be made again; runs/ and data/ stay
+	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
