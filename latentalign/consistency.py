@@ -6,13 +6,13 @@
 __all__ = ['NoiseConfig', 'noise_level', 'draw_positions', 'precondition', 'StepConfig', 'consistency_step', 'pseudo_huber',
            'consistency_loss', 'decode_steps']
 
-# %% ../nbs/40_consistency.ipynb #c70cb66a
+# %% ../nbs/40_consistency.ipynb #6bed95d0
 import math
 from dataclasses import dataclass
 
 import torch
 
-# %% ../nbs/40_consistency.ipynb #df2ea14b
+# %% ../nbs/40_consistency.ipynb #ac50307a
 @dataclass(frozen=True)
 class NoiseConfig:
     "Noise levels of training and decoding (Karras et al. 2022; iCT)."
@@ -24,7 +24,7 @@ class NoiseConfig:
     p_std: float = 2.           # deviation of log σ in training
     levels: int = 10_000        # rungs into which the ladder is cut to draw training levels
 
-# %% ../nbs/40_consistency.ipynb #df9a80ae
+# %% ../nbs/40_consistency.ipynb #406c6827
 def noise_level(
     t: torch.Tensor,      # (...,), position on the ladder in [0, 1]
     config: NoiseConfig,  # ends and curvature
@@ -33,19 +33,19 @@ def noise_level(
     low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
     return (low + t * (high - low)) ** config.rho
 
-# %% ../nbs/40_consistency.ipynb #2a430b2e
+# %% ../nbs/40_consistency.ipynb #c5a54c1a
 def draw_positions(
     count: int,                  # how many
     config: NoiseConfig,         # distribution of the levels
-    generator: torch.Generator,  # source of randomness, on the CPU
-)->torch.Tensor: # (count,), positions t in [0, 1)
+    generator: torch.Generator,  # source of randomness
+)->torch.Tensor: # (count,), positions t in [0, 1), on the generator's device
     "Draw ladder positions whose levels are log-normally distributed, truncated to the ladder."
-    edges = noise_level(torch.linspace(0, 1, config.levels, dtype=torch.float64), config).log()
+    edges = noise_level(torch.linspace(0, 1, config.levels, dtype=torch.float64, device=generator.device), config).log()
     cdf = torch.special.ndtr((edges - config.p_mean) / config.p_std)
     rung = torch.multinomial(cdf.diff(), count, replacement=True, generator=generator)
-    return ((rung + torch.rand(count, generator=generator, dtype=torch.float64)) / (config.levels - 1)).float()
+    return ((rung + torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)) / (config.levels - 1)).float()
 
-# %% ../nbs/40_consistency.ipynb #78061f6d
+# %% ../nbs/40_consistency.ipynb #afd722f8
 def precondition(
     sigma: torch.Tensor,  # (batch,), noise levels
     config: NoiseConfig,  # σ_data and σ_min
@@ -56,7 +56,7 @@ def precondition(
     norm = (sigma ** 2 + data ** 2).sqrt()
     return data ** 2 / (above ** 2 + data ** 2), data * above / norm, 1 / norm
 
-# %% ../nbs/40_consistency.ipynb #0bba150f
+# %% ../nbs/40_consistency.ipynb #97982bd2
 @dataclass(frozen=True)
 class StepConfig:
     "Schedule of the consistency step."
@@ -74,7 +74,7 @@ def consistency_step(
     progress = (progress - config.clean) / (1 - config.clean) if config.clean < 1 else 1.
     return config.first ** (progress * (config.end_exponent - 1) + 1)
 
-# %% ../nbs/40_consistency.ipynb #c7ff7d5a
+# %% ../nbs/40_consistency.ipynb #828ab913
 def pseudo_huber(
     x: torch.Tensor, # (batch, ...)
     y: torch.Tensor, # (batch, ...)
@@ -84,7 +84,7 @@ def pseudo_huber(
     c = 5.4e-4 * math.sqrt(x[0].numel())
     return squares / ((squares + c ** 2).sqrt() + c)
 
-# %% ../nbs/40_consistency.ipynb #227dc4fe
+# %% ../nbs/40_consistency.ipynb #bb25a871
 def consistency_loss(
     denoise,              # f(noisy image (batch, ...), σ (batch,)) → image; the function that is trained
     spec: torch.Tensor,   # (batch, 2, bins, frames), clean images
@@ -102,7 +102,7 @@ def consistency_loss(
         teacher = denoise(noisy(teacher_sigma), teacher_sigma) if lower.max() > 0 else noisy(teacher_sigma)
     return pseudo_huber(student, teacher) / (student_sigma - teacher_sigma)
 
-# %% ../nbs/40_consistency.ipynb #e0248802
+# %% ../nbs/40_consistency.ipynb #b111a8bf
 def decode_steps(
     denoise,              # f(noisy image (batch, ...), σ (batch,)) → image
     noises,               # one unit Gaussian image for each step, each (batch, 2, bins, frames)

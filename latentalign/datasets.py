@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'PAPERS_WEIGHTS', 'Layout', 'matching_files', 'StemTrack', 'sum_waves', 'stem_tracks', 'layout_items',
            'papers_mixture', 'open_source']
 
-# %% ../nbs/64_datasets.ipynb #9c877e68
+# %% ../nbs/64_datasets.ipynb #07d925f7
 import math, re, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from .audio_files import AudioFiles, AudioFolder, find_audio, level_db, read_audio, split_files
 from .scores import RenderedScores
 
-# %% ../nbs/64_datasets.ipynb #39921418
+# %% ../nbs/64_datasets.ipynb #8749a688
 @dataclass(frozen=True)
 class Layout:
     "How a data set lies on the disk."
@@ -24,7 +24,7 @@ class Layout:
     expected:str  # the layout in words, for error messages
     pattern:str   # regular expression that the path of each file matches, `/` between its parts
 
-# %% ../nbs/64_datasets.ipynb #3da4d96d
+# %% ../nbs/64_datasets.ipynb #44c6df2d
 LAYOUTS = {
     "mtg-jamendo": Layout("MTG-Jamendo", "NN/*.mp3 with NN from 00 to 99", r"(.*/)?\d\d/[^/]+\.mp3"),
     "moisesdb": Layout("MoisesDB", "TRACK/STEM/*.wav and TRACK/data.json", r"(?P<track>.*[^/]+)/(?P<stem>[^/]+)/[^/]+\.wav"),
@@ -37,7 +37,7 @@ LAYOUTS = {
                          r"(?P<track>(.*/)?(train|test)/[^/]+)/(?P<stem>mixture|vocals|bass|drums|other)\.wav"),
 }
 
-# %% ../nbs/64_datasets.ipynb #8060ab36
+# %% ../nbs/64_datasets.ipynb #16141e71
 def matching_files(
     name:str,       # one of `LAYOUTS`
     root:str|Path,  # where the data set was unpacked
@@ -54,7 +54,7 @@ def matching_files(
                          f"found {len(found)} audio files, such as {', '.join(relative[:3])}")
     return pairs
 
-# %% ../nbs/64_datasets.ipynb #97a6daa5
+# %% ../nbs/64_datasets.ipynb #32ea814f
 @dataclass(frozen=True)
 class StemTrack:
     "A track in stems; nothing is read before it is asked for."
@@ -83,7 +83,7 @@ class StemTrack:
         if rest > tolerance_db: warnings.warn(f"the stems of {self.name} miss its mixture by {rest:.1f} dB (tolerance {tolerance_db} dB)")
         return rest
 
-# %% ../nbs/64_datasets.ipynb #753924ab
+# %% ../nbs/64_datasets.ipynb #c03fda45
 def sum_waves(
     waves:list,  # tensors (channels, samples) of one rate; channels must be equal or 1
 )->Tensor:       # (channels, samples) of the longest
@@ -91,7 +91,7 @@ def sum_waves(
     samples = max(w.shape[-1] for w in waves)
     return sum(torch.nn.functional.pad(w, (0, samples - w.shape[-1])) for w in waves)
 
-# %% ../nbs/64_datasets.ipynb #611995f3
+# %% ../nbs/64_datasets.ipynb #82e953b9
 def stem_tracks(
     name:str,          # "moisesdb" or "musdb18-hq"
     root:str|Path,     # where the data set was unpacked
@@ -110,7 +110,7 @@ def stem_tracks(
     return [StemTrack(t.split("/")[-1], {k: tuple(v) for k, v in s.items() if k != "mixture"}, s.get("mixture", [None])[0])
             for t, s in tracks.items()]
 
-# %% ../nbs/64_datasets.ipynb #fccf5a48
+# %% ../nbs/64_datasets.ipynb #d35a548b
 def layout_items(
     name:str,         # one of `LAYOUTS`
     root:str|Path,    # where the data set was unpacked
@@ -125,10 +125,10 @@ def layout_items(
     else: items = [p for p, _ in matching_files(name, root)]
     return split_files(items, root, split)
 
-# %% ../nbs/64_datasets.ipynb #fbc9eab2
+# %% ../nbs/64_datasets.ipynb #36387365
 PAPERS_WEIGHTS = {"mtg-jamendo": 60, "moisesdb": 20, "m4singer": 9, "dns-challenge": 8, "e-gmd": 3}
 
-# %% ../nbs/64_datasets.ipynb #162e5ea4
+# %% ../nbs/64_datasets.ipynb #54842dbc
 def papers_mixture(
     roots:dict|str|Path,    # {layout: folder} of the five, or one folder with subfolders of these names
     crop:int=32768,         # samples
@@ -143,7 +143,7 @@ def papers_mixture(
     parts = [layout_items(name, roots[name], split) for name in PAPERS_WEIGHTS]
     return AudioFiles([p[0] for p in parts], list(PAPERS_WEIGHTS.values()), crop, sample_rate, seed, spans=[p[1] for p in parts])
 
-# %% ../nbs/64_datasets.ipynb #ab3a1365
+# %% ../nbs/64_datasets.ipynb #fddbaa95
 def open_source(
     data:str|Path,          # "scores"; a folder or several with commas; "LAYOUT:FOLDER"; "papers:FOLDER"
     crop:int=32768,         # samples
