@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'check_wave', 'resample', 'read_audio', 'read_channels', 'write_audio', 'find_files', 'find_audio']
 
-# %% ../nbs/47_audio.ipynb #6c71c63f
+# %% ../nbs/47_audio.ipynb #b4fb7efa
 import io, math, numbers, os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .storage import atomic_write
 
-# %% ../nbs/47_audio.ipynb #e08c5a5f
+# %% ../nbs/47_audio.ipynb #859fcef5
 def check_wave(
     wave:ndarray|Tensor,  # (..., samples), full scale ±1
 )->Tensor:                # (..., samples), float32
@@ -29,7 +29,7 @@ def check_wave(
     if bad := int((~torch.isfinite(wave)).sum()): raise ValueError(f"the wave holds {bad} samples that are NaN or infinite")
     return wave
 
-# %% ../nbs/47_audio.ipynb #956edc42
+# %% ../nbs/47_audio.ipynb #cbde1ae3
 def resample(
     wave:ndarray|Tensor, # (..., samples), floating point
     rate_in:float,       # sample rate of `wave`, Hz
@@ -45,10 +45,10 @@ def resample(
         x = np.ascontiguousarray(y).reshape(*x.shape[:-1], y.shape[-1])
     return torch.from_numpy(x) if isinstance(wave, Tensor) else x
 
-# %% ../nbs/47_audio.ipynb #bc7f7bd6
+# %% ../nbs/47_audio.ipynb #ca0e542c
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 
-# %% ../nbs/47_audio.ipynb #db60e502
+# %% ../nbs/47_audio.ipynb #11665f2e
 def read_audio(
     path:str|Path,         # a file of one of the `AUDIO_SUFFIXES`
     sample_rate:int=None,  # rate wanted, Hz; None keeps the file's own
@@ -63,7 +63,7 @@ def read_audio(
     rate_out = rate if sample_rate is None else sample_rate
     return torch.from_numpy(resample(wave, rate, rate_out)), rate_out
 
-# %% ../nbs/47_audio.ipynb #0ca85236
+# %% ../nbs/47_audio.ipynb #6bb39d09
 def read_channels(
     path:str|Path,  # a file of one of the `AUDIO_SUFFIXES`
 )->Iterator[tuple[ndarray, int]]: # one channel after the other: (samples,), float32, and the sample rate in Hz
@@ -82,7 +82,7 @@ def read_channels(
         yield wave[:n], rate
         channel += 1
 
-# %% ../nbs/47_audio.ipynb #5fa6a159
+# %% ../nbs/47_audio.ipynb #338b66cd
 _FORMATS = {".wav": ("WAV", "FLOAT"), ".flac": ("FLAC", "PCM_24"), ".aiff": ("AIFF", "PCM_24"), ".aif": ("AIFF", "PCM_24")}
 _LOSSY = {".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS")}
 
@@ -96,7 +96,7 @@ def _write_blocks(file, wave, sample_rate, kind, subtype):
         if e.code == 2: raise OSError("the disk is full, or cannot be written to") from e  # libsndfile's SF_ERR_SYSTEM
         raise ValueError(f"{kind} cannot hold {len(wave)} channels at {sample_rate} Hz: {e}") from e
 
-# %% ../nbs/47_audio.ipynb #865c8002
+# %% ../nbs/47_audio.ipynb #e26f184f
 def write_audio(
     path:str|Path,        # where to; the suffix, one of `AUDIO_SUFFIXES`, decides the format
     wave:ndarray|Tensor,  # (channels, samples) or (samples,), full scale ±1
@@ -114,7 +114,7 @@ def write_audio(
             part.write_bytes(memory.getbuffer())
     return path
 
-# %% ../nbs/47_audio.ipynb #21b1d4c4
+# %% ../nbs/47_audio.ipynb #66ec7409
 def find_files(
     folder:str|Path,  # searched with all its subfolders
     suffixes:tuple,   # in lower case, with the dot
@@ -127,7 +127,7 @@ def find_files(
     if not found: raise ValueError(f"nothing in {folder}: no file below it ends in {', '.join(suffixes)}")
     return sorted(found)
 
-# %% ../nbs/47_audio.ipynb #970f0561
+# %% ../nbs/47_audio.ipynb #67350559
 def find_audio(
     folder:str|Path,  # searched with all its subfolders
 )->list[Path]:        # sorted

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_segment', 'held_out', 'length', 'level_db', 'crop_at', 'shares', 'AudioFiles', 'split_files', 'AudioFolder']
 
-# %% ../nbs/60_audio_files.ipynb #5880871e
+# %% ../nbs/60_audio_files.ipynb #fd57f0d8
 import math, os, warnings, zlib
 from pathlib import Path
 import numpy as np, soundfile, torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from .audio import find_audio, resample
 
-# %% ../nbs/60_audio_files.ipynb #4c539d9c
+# %% ../nbs/60_audio_files.ipynb #5d55c47c
 def read_segment(
     path:str|Path,    # audio file
     start:int,        # first sample of the segment, counted at `sample_rate`
@@ -39,7 +39,7 @@ def read_segment(
     y = resample(x, rate, sample_rate)[start - first*up:][:samples] if len(x) else x
     return np.pad(y, (0, samples - len(y)))
 
-# %% ../nbs/60_audio_files.ipynb #d93bfbf3
+# %% ../nbs/60_audio_files.ipynb #bf41d9f2
 def held_out(
     names:list[str],  # names of files or pieces
 )->ndarray:           # (len(names),) bool; True for about a tenth, for one name at least where there are two
@@ -49,7 +49,7 @@ def held_out(
     if len(names) > 1 and (out.all() or not out.any()): out = sums == sums.min()
     return out
 
-# %% ../nbs/60_audio_files.ipynb #52802140
+# %% ../nbs/60_audio_files.ipynb #43ffd61d
 def length(
     path:str|Path,    # audio file, of which only the header is read
     sample_rate:int,  # Hz
@@ -60,7 +60,7 @@ def length(
     if info.frames == 0: raise ValueError(f"{path} is empty")
     return max(1, info.frames*sample_rate // info.samplerate)
 
-# %% ../nbs/60_audio_files.ipynb #4da29d93
+# %% ../nbs/60_audio_files.ipynb #d84b1a0f
 def level_db(
     wave:ndarray,  # (..., samples)
 )->float:          # 10 log10 of the mean square: 0 for a square wave at full scale, -inf for silence
@@ -68,7 +68,7 @@ def level_db(
     power = float(np.mean(np.square(wave, dtype=np.float64)))
     return 10*math.log10(power) if power > 0 else -math.inf
 
-# %% ../nbs/60_audio_files.ipynb #fc504a4e
+# %% ../nbs/60_audio_files.ipynb #6e6544bf
 def crop_at(
     paths:tuple,      # files that are summed, usually one
     place:float,      # where in the file, in [0, 1)
@@ -85,7 +85,7 @@ def crop_at(
     for p in paths: wave[before:before + samples] += read_segment(p, start, samples, sample_rate)
     return wave
 
-# %% ../nbs/60_audio_files.ipynb #b7700d6e
+# %% ../nbs/60_audio_files.ipynb #4e907b0c
 def shares(
     groups:list[list],     # the items of each group
     weights:list[float],   # chance of each group, any positive scale; None: all the same
@@ -97,7 +97,7 @@ def shares(
         raise ValueError(f"{len(groups)} positive weights needed, got {weights}")
     return np.cumsum(weights) / sum(weights)
 
-# %% ../nbs/60_audio_files.ipynb #3d42b079
+# %% ../nbs/60_audio_files.ipynb #0d2e868a
 class AudioFiles(Dataset):
     "Random mono crops of listed audio files; crop i depends on `seed` and i alone."
     def __init__(self,
@@ -143,7 +143,7 @@ class AudioFiles(Dataset):
         if key not in self.reported: warnings.warn(message)
         self.reported.add(key)
 
-# %% ../nbs/60_audio_files.ipynb #59c7d0d6
+# %% ../nbs/60_audio_files.ipynb #b6c1c3ca
 def split_files(
     items:list,     # paths, or tuples of paths
     root:str|Path,  # the folder that their names are counted from
@@ -156,7 +156,7 @@ def split_files(
     out = held_out([os.path.relpath(i[0] if isinstance(i, tuple) else i, root) for i in items])
     return [item for item, o in zip(items, out) if o == (split == "valid")], (0., 1.)
 
-# %% ../nbs/60_audio_files.ipynb #cd28e195
+# %% ../nbs/60_audio_files.ipynb #22ee109b
 class AudioFolder(AudioFiles):
     "Random mono crops of all audio below one or several folders. Raises ValueError on a folder without audio."
     def __init__(self,

@@ -8,7 +8,7 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'COMMANDS', 'find_inputs', 'plan_f
            'add_encode', 'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'describe_model',
            'describe_latents', 'add_info', 'main']
 
-# %% ../nbs/58_command_line.ipynb #cc51f292
+# %% ../nbs/58_command_line.ipynb #70dad940
 import argparse
 import hashlib
 import json
@@ -19,25 +19,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/58_command_line.ipynb #5bf8a57e
+# %% ../nbs/58_command_line.ipynb #367be6ac
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
-    out: Path,       # what lies below it is left out, unless it is itself given
+    out: Path,       # where it lies inside a folder that is searched, it is left out
 )->list: # (file, its path below the output folder)
     "The files to work on; raises `ValueError` for what does not exist and for a folder with nothing in it."
     from latentalign.audio import find_files
-    found = []
+    found, out = [], out.resolve()
     for path in map(Path, given):
         if path.is_dir():
-            inside = out.resolve() != path.resolve()
-            found += [(f, f.relative_to(path)) for f in find_files(path, suffixes)
-                      if not (inside and f.resolve().is_relative_to(out.resolve()))]
+            inside = path.resolve() in out.parents
+            found += [(f, f.relative_to(path)) for f in find_files(path, suffixes) if not (inside and f.resolve().is_relative_to(out))]
         elif path.exists(): found.append((path, Path(path.name)))
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/58_command_line.ipynb #6db3e564
+# %% ../nbs/58_command_line.ipynb #b9aeeb8f
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -55,7 +54,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/58_command_line.ipynb #eee44cdc
+# %% ../nbs/58_command_line.ipynb #829a73bb
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -77,7 +76,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/58_command_line.ipynb #2406ca32
+# %% ../nbs/58_command_line.ipynb #3f748781
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -98,7 +97,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/58_command_line.ipynb #6766eae9
+# %% ../nbs/58_command_line.ipynb #94b17f45
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -111,7 +110,7 @@ def fingerprint(
         known.update(weight.detach().cpu().contiguous().numpy().data)
     return known.hexdigest()[:16]
 
-# %% ../nbs/58_command_line.ipynb #f76e7ad2
+# %% ../nbs/58_command_line.ipynb #2b1a63fe
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -124,7 +123,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/58_command_line.ipynb #21c6a9b3
+# %% ../nbs/58_command_line.ipynb #b7840eef
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -136,7 +135,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/58_command_line.ipynb #f2e4249d
+# %% ../nbs/58_command_line.ipynb #f13f402d
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -152,7 +151,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/58_command_line.ipynb #0157a049
+# %% ../nbs/58_command_line.ipynb #935c40c6
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -170,7 +169,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/58_command_line.ipynb #05893d64
+# %% ../nbs/58_command_line.ipynb #bedaeb64
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -186,7 +185,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/58_command_line.ipynb #8d86c135
+# %% ../nbs/58_command_line.ipynb #2fc2bd2e
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -208,7 +207,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help="run folder, bundled name, Hub id (owner/name), or public:NAME[=FILE] for published weights")
     parser.add_argument('--device', help="cpu, cuda, ...; without it a GPU if there is one")
 
-# %% ../nbs/58_command_line.ipynb #6962cc69
+# %% ../nbs/58_command_line.ipynb #8e0cdb03
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -223,7 +222,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/58_command_line.ipynb #edb95239
+# %% ../nbs/58_command_line.ipynb #d6b8427a
 def add_sound(
     parser, # to be filled in
 )->None:
@@ -249,7 +248,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/58_command_line.ipynb #38df30bf
+# %% ../nbs/58_command_line.ipynb #6ef5ebe7
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -268,7 +267,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/58_command_line.ipynb #26a0c86d
+# %% ../nbs/58_command_line.ipynb #4efe0437
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -291,7 +290,7 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/58_command_line.ipynb #e70274e4
+# %% ../nbs/58_command_line.ipynb #fc419063
 def add_info(
     parser, # to be filled in
 )->None:
@@ -304,7 +303,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/58_command_line.ipynb #fcaef5c6
+# %% ../nbs/58_command_line.ipynb #77351f80
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),

@@ -6,17 +6,18 @@
 __all__ = ['LAYOUTS', 'PAPERS_WEIGHTS', 'Layout', 'matching_files', 'StemTrack', 'sum_waves', 'stem_tracks', 'layout_items',
            'papers_mixture', 'open_source']
 
-# %% ../nbs/64_datasets.ipynb #07d925f7
-import math, re, warnings
+# %% ../nbs/64_datasets.ipynb #62791cac
+import re, warnings
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from .audio_files import AudioFiles, AudioFolder, find_audio, level_db, read_audio, split_files
+from .audio import find_audio, read_audio
+from .audio_files import AudioFiles, AudioFolder, level_db, split_files
 from .scores import RenderedScores
 
-# %% ../nbs/64_datasets.ipynb #8749a688
+# %% ../nbs/64_datasets.ipynb #3284b872
 @dataclass(frozen=True)
 class Layout:
     "How a data set lies on the disk."
@@ -24,7 +25,7 @@ class Layout:
     expected:str  # the layout in words, for error messages
     pattern:str   # regular expression that the path of each file matches, `/` between its parts
 
-# %% ../nbs/64_datasets.ipynb #44c6df2d
+# %% ../nbs/64_datasets.ipynb #733337f1
 LAYOUTS = {
     "mtg-jamendo": Layout("MTG-Jamendo", "NN/*.mp3 with NN from 00 to 99", r"(.*/)?\d\d/[^/]+\.mp3"),
     "moisesdb": Layout("MoisesDB", "TRACK/STEM/*.wav and TRACK/data.json", r"(?P<track>.*[^/]+)/(?P<stem>[^/]+)/[^/]+\.wav"),
@@ -37,7 +38,7 @@ LAYOUTS = {
                          r"(?P<track>(.*/)?(train|test)/[^/]+)/(?P<stem>mixture|vocals|bass|drums|other)\.wav"),
 }
 
-# %% ../nbs/64_datasets.ipynb #16141e71
+# %% ../nbs/64_datasets.ipynb #eb37ec49
 def matching_files(
     name:str,       # one of `LAYOUTS`
     root:str|Path,  # where the data set was unpacked
@@ -54,7 +55,7 @@ def matching_files(
                          f"found {len(found)} audio files, such as {', '.join(relative[:3])}")
     return pairs
 
-# %% ../nbs/64_datasets.ipynb #32ea814f
+# %% ../nbs/64_datasets.ipynb #bcb3a52a
 @dataclass(frozen=True)
 class StemTrack:
     "A track in stems; nothing is read before it is asked for."
@@ -83,7 +84,7 @@ class StemTrack:
         if rest > tolerance_db: warnings.warn(f"the stems of {self.name} miss its mixture by {rest:.1f} dB (tolerance {tolerance_db} dB)")
         return rest
 
-# %% ../nbs/64_datasets.ipynb #c03fda45
+# %% ../nbs/64_datasets.ipynb #9cf3e36d
 def sum_waves(
     waves:list,  # tensors (channels, samples) of one rate; channels must be equal or 1
 )->Tensor:       # (channels, samples) of the longest
@@ -91,7 +92,7 @@ def sum_waves(
     samples = max(w.shape[-1] for w in waves)
     return sum(torch.nn.functional.pad(w, (0, samples - w.shape[-1])) for w in waves)
 
-# %% ../nbs/64_datasets.ipynb #82e953b9
+# %% ../nbs/64_datasets.ipynb #c75417a3
 def stem_tracks(
     name:str,          # "moisesdb" or "musdb18-hq"
     root:str|Path,     # where the data set was unpacked
@@ -110,7 +111,7 @@ def stem_tracks(
     return [StemTrack(t.split("/")[-1], {k: tuple(v) for k, v in s.items() if k != "mixture"}, s.get("mixture", [None])[0])
             for t, s in tracks.items()]
 
-# %% ../nbs/64_datasets.ipynb #d35a548b
+# %% ../nbs/64_datasets.ipynb #65034b1f
 def layout_items(
     name:str,         # one of `LAYOUTS`
     root:str|Path,    # where the data set was unpacked
@@ -125,10 +126,10 @@ def layout_items(
     else: items = [p for p, _ in matching_files(name, root)]
     return split_files(items, root, split)
 
-# %% ../nbs/64_datasets.ipynb #36387365
+# %% ../nbs/64_datasets.ipynb #24a117dc
 PAPERS_WEIGHTS = {"mtg-jamendo": 60, "moisesdb": 20, "m4singer": 9, "dns-challenge": 8, "e-gmd": 3}
 
-# %% ../nbs/64_datasets.ipynb #54842dbc
+# %% ../nbs/64_datasets.ipynb #02c04154
 def papers_mixture(
     roots:dict|str|Path,    # {layout: folder} of the five, or one folder with subfolders of these names
     crop:int=32768,         # samples
@@ -143,7 +144,7 @@ def papers_mixture(
     parts = [layout_items(name, roots[name], split) for name in PAPERS_WEIGHTS]
     return AudioFiles([p[0] for p in parts], list(PAPERS_WEIGHTS.values()), crop, sample_rate, seed, spans=[p[1] for p in parts])
 
-# %% ../nbs/64_datasets.ipynb #fddbaa95
+# %% ../nbs/64_datasets.ipynb #5bf14bf6
 def open_source(
     data:str|Path,          # "scores"; a folder or several with commas; "LAYOUT:FOLDER"; "papers:FOLDER"
     crop:int=32768,         # samples

@@ -7,7 +7,7 @@ __all__ = ['SCORES_VERSION', 'SPLITS', 'INSTRUMENTS', 'STEMS', 'part_notes', 'pa
            'split_pieces', 'harmonise', 'accompany', 'drum_part', 'arrange', 'Rendering', 'perform', 'balance',
            'RenderedScores', 'render_excerpt', 'render_melody']
 
-# %% ../nbs/62_scores.ipynb #a2bfe935
+# %% ../nbs/62_scores.ipynb #3bf9fbc4
 import gzip, json, re, warnings, zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from .audio_files import level_db
 from .soundfont import Note, cache_folder, play, soundfont
 from .storage import atomic_write
 
-# %% ../nbs/62_scores.ipynb #2992329a
+# %% ../nbs/62_scores.ipynb #c99fab6e
 def part_notes(
     part,    # music21 stream of one voice
 )->list:     # [onset, duration, pitch] in quarters and MIDI numbers, ordered, one at a time
@@ -37,7 +37,7 @@ def part_notes(
         kept.append([onset, duration, pitch])
     return [[round(o, 4), round(d, 4), p] for o, d, p in kept]
 
-# %% ../nbs/62_scores.ipynb #c4fbd463
+# %% ../nbs/62_scores.ipynb #324599f1
 def parse_piece(
     source:str|Path,  # a MusicXML file, or a tune in ABC notation
     name:str,         # name to keep
@@ -56,7 +56,7 @@ def parse_piece(
     bar = float(meter.barDuration.quarterLength) if meter else 4.
     return dict(name=name, bar=bar, pickup=(bar - float(first.paddingLeft)) % bar if first else 0., parts=parts)
 
-# %% ../nbs/62_scores.ipynb #857faa15
+# %% ../nbs/62_scores.ipynb #0bc60f53
 def corpus_sources(
     chorales:int,  # at most so many
     tunes:int,     # at most so many
@@ -73,10 +73,10 @@ def corpus_sources(
     return ([(p, p.stem, ("soprano", "alto", "tenor", "bass")) for p in even(bach, chorales)]
             + [(text, name, ("melody",)) for text, name in even(abc, tunes)])
 
-# %% ../nbs/62_scores.ipynb #797b50ec
+# %% ../nbs/62_scores.ipynb #bc557f74
 SCORES_VERSION = 1  # raised whenever what is stored changes
 
-# %% ../nbs/62_scores.ipynb #77306f54
+# %% ../nbs/62_scores.ipynb #dd67e56b
 def load_scores(
     chorales:int=100, # Bach chorales to choose, at most
     tunes:int=120,     # dance tunes and airs to choose, at most
@@ -92,10 +92,10 @@ def load_scores(
     with atomic_write(path) as part: part.write_bytes(gzip.compress(json.dumps(dict(version=SCORES_VERSION, pieces=pieces)).encode()))
     return pieces
 
-# %% ../nbs/62_scores.ipynb #b23aa03f
+# %% ../nbs/62_scores.ipynb #79145940
 SPLITS = ("train", "valid", "test")
 
-# %% ../nbs/62_scores.ipynb #b4325185
+# %% ../nbs/62_scores.ipynb #4e1cce6c
 def split_pieces(
     pieces:list,  # as `load_scores` gives them
     split:str,    # "train", "valid" or "test"
@@ -107,7 +107,7 @@ def split_pieces(
     if not kept: raise ValueError(f"no piece of {len(pieces)} falls into split {split!r}; take more")
     return kept
 
-# %% ../nbs/62_scores.ipynb #8751b684
+# %% ../nbs/62_scores.ipynb #ab391762
 def harmonise(
     melody:list,   # [onset, duration, pitch], quarters
     bar:float,     # length of a bar, quarters
@@ -128,7 +128,7 @@ def harmonise(
         chords.append((float(start), max(triads, key=lambda triad: cover[list(triad)].sum())))
     return chords
 
-# %% ../nbs/62_scores.ipynb #3aed26bc
+# %% ../nbs/62_scores.ipynb #8c552c19
 def accompany(
     chords:list,              # as `harmonise` gives them
     bar:float,                # quarters
@@ -145,7 +145,7 @@ def accompany(
         else: other += [[start + k*bar/beats, bar/beats, p] for k in range(beats) for p in close]
     return bass, other
 
-# %% ../nbs/62_scores.ipynb #224149a6
+# %% ../nbs/62_scores.ipynb #82843e1a
 def drum_part(
     bar:float,                # length of a bar, quarters
     pickup:float,             # quarters before the first whole bar
@@ -164,7 +164,7 @@ def drum_part(
         part += [[float(start + step/4), .25, drums[voice]] for voice, step in zip(*np.nonzero(played))]
     return part
 
-# %% ../nbs/62_scores.ipynb #5c160240
+# %% ../nbs/62_scores.ipynb #e982d335
 INSTRUMENTS = {
     "vocals": {"train": (22, 40, 41, 53, 56, 66, 68, 70, 71, 73, 75, 79, 80), "test": (42, 57, 64, 69, 72, 74, 81)},
     "bass":   {"train": (32, 33, 35, 36, 39), "test": (34, 37, 43, 58)},
@@ -173,7 +173,7 @@ INSTRUMENTS = {
 }
 STEMS = tuple(INSTRUMENTS)
 
-# %% ../nbs/62_scores.ipynb #f3366db8
+# %% ../nbs/62_scores.ipynb #d1af6f70
 def arrange(
     piece:dict,               # as `parse_piece` gives it
     split:str,                # whose instruments
@@ -197,7 +197,7 @@ def arrange(
                               int(min(max(loud + touch, 30), 127)), stem))
     return notes, programs
 
-# %% ../nbs/62_scores.ipynb #6f477473
+# %% ../nbs/62_scores.ipynb #118542e4
 @dataclass
 class Rendering:
     "Some seconds of a piece, in stems, with its notes."
@@ -212,7 +212,7 @@ class Rendering:
         "The sum of the stems."
         return sum(self.stems.values())
 
-# %% ../nbs/62_scores.ipynb #57e318c3
+# %% ../nbs/62_scores.ipynb #d9f69750
 def perform(
     notes:list,               # of `Note`, from the beginning of the piece
     programs:dict,            # {stem: program}
@@ -236,7 +236,7 @@ def perform(
         stems[stem] = wave * (10**(rng.normal(0, 4)/20) / power**.5 if power > 1e-8 else 0.)
     return balance(stems, 10**(rng.uniform(-30, -12)/20)), sorted(heard, key=lambda n: (n.onset, n.pitch))
 
-# %% ../nbs/62_scores.ipynb #eea05007
+# %% ../nbs/62_scores.ipynb #d8a3952d
 def balance(
     stems:dict,   # {stem: wave}
     level:float,  # RMS wanted of the mixture
@@ -248,7 +248,7 @@ def balance(
     scale = min(scale, peak/max(float(np.abs(mixture).max()), 1e-9))
     return {stem: (stems[stem]*scale).astype(np.float32) if stem in stems else np.zeros_like(mixture, np.float32) for stem in STEMS}
 
-# %% ../nbs/62_scores.ipynb #1efbdb92
+# %% ../nbs/62_scores.ipynb #5dbffd77
 class RenderedScores(Dataset):
     "An endless source of crops of rendered music; crop i depends on `seed`, `split` and i alone."
     def __init__(self,
@@ -294,7 +294,7 @@ class RenderedScores(Dataset):
         "The melody of a piece alone, on one instrument (None draws it), its notes never overlapping."
         return render_melody(self, r, program)
 
-# %% ../nbs/62_scores.ipynb #d9aa7ad4
+# %% ../nbs/62_scores.ipynb #778cedb4
 def render_excerpt(
     source:RenderedScores,
     r:int,        # number of the rendering
@@ -315,7 +315,7 @@ def render_excerpt(
         if samples is None or min(map(level_db, slots)) > -60: return made
     raise RuntimeError(f"rendering {r} of split {source.split!r} stays silent or diverges with {source.font}")
 
-# %% ../nbs/62_scores.ipynb #ba5e9284
+# %% ../nbs/62_scores.ipynb #76ba111a
 def render_melody(
     source:RenderedScores,
     r:int,            # number of the melody; it is that of rendering r

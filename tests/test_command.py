@@ -1,0 +1,291 @@
+"""The command line: what it writes, what it leaves alone, and how it says what went wrong."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+
+from latentalign import Autoencoder, command
+from latentalign.command import Latents, load_latents, main, save_latents
+
+PROGRAM = "from latentalign.command import main; raise SystemExit(main())"
+TOP = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    "A folder with two saved models of the same kind."
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("one", "other")): Autoencoder.from_preset("tiny", seed=seed).save_pretrained(folder/name)
+    return folder
+
+
+def tone(path, rate, channels=1, samples=20_011):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    t = np.arange(samples)[:, None]/rate
+    soundfile.write(path, .3*np.sin(2*np.pi*(440 + 110*np.arange(channels))*t), rate)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    "The current folder: `music` with two good files and four bad ones."
+    monkeypatch.chdir(tmp_path)
+    tone(Path("music/good.wav"), 44100)
+    tone(Path("music/deep/er/stereo.FLAC"), 48000, channels=2, samples=30_011)
+    tone(Path("music/short.wav"), 44100, samples=99)
+    Path("music/broken.wav").write_bytes(b"RIFF and then nothing")
+    Path("music/empty.wav").touch()
+    soundfile.write("music/nan.wav", np.full(20_000, np.nan), 44100, "FLOAT")
+    Path("music/notes.txt").write_text("not looked at")
+    return tmp_path
+
+
+def run(line, *, program=PROGRAM):
+    "Type `latentalign` and a line; returns status, standard output, standard error."
+    done = subprocess.run([sys.executable, "-c", program, *line.split()], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(TOP)})
+    return done.returncode, done.stdout, done.stderr
+
+
+def files(folder): return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+def times(folder): return {p: (Path(folder)/p).stat().st_mtime_ns for p in files(folder)}
+
+
+def test_encode_goes_past_bad_files_and_names_them(work, models):
+    status, out, err = run(f"encode music --out z --model {models}/one")
+    assert status == 1 and out == ""
+    assert files("z") == ["deep/er/stereo.safetensors", "good.safetensors"]
+    told = err.splitlines()
+    assert "2 written, 4 failed:" in told
+    for name, why in (("broken", "cannot read"), ("empty", "cannot read"), ("short", "too short"), ("nan", "NaN")):
+        assert sum(f"music/{name}.wav" in line and why in line for line in told) == 1, err
+    assert len(told) == 5 and "Traceback" not in err
+    latents = load_latents("z/deep/er/stereo.safetensors")
+    assert latents.z.shape[:2] == (2, 64) and (latents.samples, latents.sample_rate) == (30_011, 48000)
+
+
+def test_resume_leaves_alone_what_is_there(work, models, capsys):
+    line = f"encode music --out z --model {models}/one".split()
+    assert main(line) == 1
+    before = times("z")
+    Path("z/good.safetensors").unlink()
+    assert main(line) == 1
+    assert "1 written, 1 there already" in capsys.readouterr().err
+    after = times("z")
+    assert after.keys() == before.keys()
+    assert {p for p in after if after[p] != before[p]} == {"good.safetensors"}
+    assert main([*line, "--overwrite"]) == 1
+    assert all(t > after[p] for p, t in times("z").items())
+
+
+def test_nothing_left_loads_no_model(work, models, monkeypatch):
+    line = f"encode music/good.wav --out z --model {models}/one".split()
+    assert main(line) == 0
+    monkeypatch.setattr(command, "load_model", None)
+    assert main(line) == 0
+
+
+def test_the_model_is_loaded_once(work, models, monkeypatch):
+    calls, load = [], command.load_model
+    monkeypatch.setattr(command, "load_model", lambda *args: calls.append(args) or load(*args))
+    main(f"reconstruct music --out y --model {models}/one".split())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+def test_round_trip_keeps_length_rate_and_channels(work, models, kind):
+    sounds = "music/good.wav music/deep/er/stereo.FLAC"
+    assert main(f"encode {sounds} --out z --model {models}/one".split()) == 0
+    assert main(f"decode z --out y --model {models}/one --format {kind}".split()) == 0
+    assert main(f"reconstruct {sounds} --out r --model {models}/one --format {kind}".split()) == 0
+    assert files("y") == files("r") == [f"good.{kind}", f"stereo.{kind}"]
+    for source in sounds.split():
+        name, given = f"{Path(source).stem}.{kind}", soundfile.info(source)
+        for folder in ("y", "r"):
+            got = soundfile.info(f"{folder}/{name}")
+            assert (got.frames, got.samplerate, got.channels) == (given.frames, given.samplerate, given.channels)
+        assert np.array_equal(soundfile.read(f"y/{name}")[0], soundfile.read(f"r/{name}")[0])
+
+
+def test_steps_and_seed_reach_the_decoder(work, models):
+    ae = Autoencoder.from_pretrained(models/"one")
+    assert main(f"encode music/good.wav --out z --model {models}/one".split()) == 0
+    assert main(f"decode z --out y --model {models}/one --steps 2 --seed 5".split()) == 0
+    latents = load_latents("z/good.safetensors")
+    wanted = ae.decode(latents.z[0], length=20_011, steps=2, seed=5, sample_rate=44100)
+    assert np.array_equal(soundfile.read("y/good.wav", dtype="float32")[0], wanted.numpy())
+
+
+def test_foreign_and_damaged_latents_are_refused(work, models, capsys):
+    assert main(f"encode music/good.wav --out z --model {models}/one".split()) == 0
+    assert main(f"decode z --out y --model {models}/other".split()) == 1
+    assert "another model" in capsys.readouterr().err and not Path("y").exists()
+
+    whole = Path("z/good.safetensors").read_bytes()
+    for name, content in (("cut", whole[:-100]), ("header", whole[:20]), ("empty", b""), ("text", b"z = 3")):
+        Path(f"z/{name}.safetensors").write_bytes(content)
+    save_file({"z": torch.zeros(1, 64, 9)}, "z/plain.safetensors")
+    save_file({"z": torch.zeros(1, 64, 9)}, "z/newer.safetensors", metadata={"latentalign": '{"version": 99}'})
+    save_file({"x": torch.zeros(1, 64, 9)}, "z/nameless.safetensors",
+              metadata={"latentalign": '{"version": 1, "samples": 9, "sample_rate": 9, "model": ""}'})
+    save_latents("z/flat.safetensors", Latents(torch.zeros(64, 9), 9, 9, ""))
+    assert main(f"decode z --out y --model {models}/one".split()) == 1
+    err = capsys.readouterr().err
+    assert "1 written, 8 failed:" in err and files("y") == ["good.wav"]
+    for name in ("cut", "header", "empty", "text", "plain", "newer", "nameless", "flat"): assert f"z/{name}.safetensors" in err
+    assert "newer latentalign" in err and "(64, 9)" in err
+
+
+def test_name_collisions_stop_before_any_work(work, models, capsys):
+    tone(Path("music/good.flac"), 44100)
+    for line, named in ((f"encode music --out z --model {models}/one", ("music/good.wav", "music/good.flac")),
+                        (f"encode music/good.wav music/deep/../good.flac --out z --model {models}/one", ("z/good.safetensors",)),
+                        (f"reconstruct music/good.wav --out music --model {models}/one", ("music/good.wav", "overwritten")),
+                        (f"reconstruct music/good.flac --out music --model {models}/one --format flac", ("music/good.flac",))):
+        before = times(".")
+        assert main(line.split()) == 2
+        err = capsys.readouterr().err
+        assert all(name in err for name in named) and times(".") == before
+
+
+def test_results_inside_the_searched_folder_are_no_inputs(work, models):
+    line = f"reconstruct music/deep --out music/deep/y --model {models}/one".split()
+    assert main(line) == main(line) == 0
+    assert files("music/deep") == ["er/stereo.FLAC", "y/er/stereo.wav"]
+    assert main(f"encode music/deep --out music --model {models}/one".split()) == 0
+    assert Path("music/er/stereo.safetensors").exists() and Path("music/y/er/stereo.safetensors").exists()
+
+
+@pytest.mark.parametrize("line, words", [
+    ("encode music --out z --model nowhere", ["'nowhere'", "bundled"]),
+    ("encode music --out z --model public:nobody", ["'nobody'", "lin-cae", "music2latent"]),
+    ("encode music --out z --model public:m2l=nowhere.pth", ["nowhere.pth"]),
+    ("encode absent.wav --out z --model MODEL", ["absent.wav"]),
+    ("encode music/deep/er/none --out z --model MODEL", ["music/deep/er/none"]),
+    ("decode music --out z --model MODEL", ["music", ".safetensors"]),
+    ("encode music --out z --model MODEL --device abacus", ["'abacus'"]),
+    ("info nowhere", ["'nowhere'"]),
+    ("info music/good.wav", ["music/good.wav"]),
+    ("info music", ["music", "config.json"])])
+def test_wrong_use_is_named(work, models, capsys, line, words):
+    assert main(line.replace("MODEL", f"{models}/one").split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("latentalign: ") and len(err.splitlines()) == 1, err
+    assert all(word in err for word in words), err
+    assert not Path("z").exists()
+
+
+@pytest.mark.parametrize("line, words", [
+    ("", ["COMMAND"]), ("encore music", ["'encore'", "encode", "decode", "reconstruct", "info"]),
+    ("encode music", ["--out"]), ("encode --out z", ["FILE|FOLDER"]), ("encode music --out z --stepz 2", ["--stepz"]),
+    ("decode z --out y --steps 0", ["'0'", "1 or more"]), ("decode z --out y --seed -1", ["'-1'"]),
+    ("decode z --out y --steps many", ["'many'"]), ("decode z --out y --format mid", ["'mid'", "wav", "flac", "ogg"])])
+def test_argument_errors_list_what_is_known(capsys, line, words):
+    with pytest.raises(SystemExit) as stop: main(line.split())
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and all(word in err for word in words), err
+
+
+def test_info(work, models, capsys):
+    assert main(["encode", "music/deep", "--out", "z", "--model", f"{models}/one"]) == 0
+    assert main(["info", f"{models}/one"]) == 0
+    model = capsys.readouterr().out
+    for word in ("22050 Hz", "64 channels", "4 times fewer", "256 frames", "2,782,416", "fingerprint"): assert word in model
+    assert main(["info", "z/er/stereo.safetensors"]) == 0
+    latents = capsys.readouterr().out
+    for word in ("48000 Hz", "30011 samples", "channels: 2"): assert word in latents
+    assert model.split()[-1] == latents.split()[-1], "the fingerprint says which model made the latents"
+
+
+def test_every_command_has_help_and_its_place(capsys):
+    for name in command.COMMANDS:
+        with pytest.raises(SystemExit) as stop: main([name, "--help"])
+        assert stop.value.code == 0 and command.COMMANDS[name][1] in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_does_not_import_torch():
+    program = PROGRAM.replace("raise SystemExit(main())", "import sys\ntry: main()\nexcept SystemExit: print('torch' in sys.modules)")
+    for line in ("--help", "encode --help"):
+        status, out, err = run(line, program=program)
+        assert status == 0 and out.splitlines()[-1] == "False", out + err
+
+
+KILLED = """
+import os, signal
+from latentalign import audio, command, storage
+{patch}
+raise SystemExit(command.main())
+"""
+BEFORE_RENAMING = """
+calls = []
+def fsync(f):
+    calls.append(f)
+    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)
+storage.os.fsync = fsync
+"""
+AFTER_THE_FIRST_BLOCK = """
+write = audio.soundfile.SoundFile.write
+def half(self, data):
+    write(self, data[:1000]); self.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+audio.soundfile.SoundFile.write = half
+"""
+
+
+@pytest.mark.parametrize("verb, patch, whole", [("encode", BEFORE_RENAMING, 1), ("reconstruct", BEFORE_RENAMING, 1),
+                                                ("reconstruct", AFTER_THE_FIRST_BLOCK, 0)])
+def test_kill_9_leaves_no_half_file(work, models, verb, patch, whole):
+    for i in range(3): tone(Path(f"three/{i}.wav"), 44100)
+    line = f"{verb} three --out out --model {models}/one"
+    status, _, err = run(line, program=KILLED.format(patch=patch))
+    assert status == -signal.SIGKILL, err
+    seen = [p for p in files("out") if not Path(p).name.startswith(".")]
+    assert len(seen) == whole
+    before = times("out")
+    assert main(line.split()) == 0
+    results = [p for p in files("out") if not Path(p).name.startswith(".")]
+    assert len(results) == 3 and all(times("out")[p] == before[p] for p in seen)
+    for p in results:
+        if verb == "encode": assert load_latents(f"out/{p}").samples == 20_011
+        else: assert soundfile.info(f"out/{p}").frames == 20_011
+
+
+def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(work, models):
+    for i in range(40): tone(Path(f"many/{i:02}.wav"), 44100, samples=200_003)
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *f"encode many --out z --model {models}/one".split()],
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(TOP)})
+    until = time.time() + 60
+    while not list(Path().glob("z/[0-9]*")) and process.poll() is None and time.time() < until: time.sleep(.02)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "stopped" in err and "Traceback" not in err, err
+    done = files("z")
+    assert 0 < len(done) < 40 and not any(Path(p).name.startswith(".") for p in done)
+    for p in done: load_latents(f"z/{p}")
+
+
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+"""
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+def test_full_disk_is_told_and_keeps_the_old_file(work, models, kind):
+    tone(Path("music/long.wav"), 44100, samples=400_000)
+    line = f"reconstruct music/long.wav --out y --model {models}/one --format {kind}"
+    Path("y").mkdir()
+    tone(Path(f"y/long.{kind}"), 44100, samples=500)
+    old = Path(f"y/long.{kind}").read_bytes()
+    patch = FULL_DISK + "make = command.decode_latents\ncommand.decode_latents = lambda *args: __import__('numpy').random.default_rng(0).uniform(-.5, .5, (1, 400_000))"
+    status, _, err = run(f"{line} --overwrite", program=KILLED.format(patch=patch))
+    assert status == 1 and "could not write" in err and f"y/long.{kind}" in err, err
+    assert Path(f"y/long.{kind}").read_bytes() == old and files("y") == [f"long.{kind}"]

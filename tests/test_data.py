@@ -1,0 +1,394 @@
+"Audio files, rendered scores and data set layouts."
+import gzip, json, pickle, warnings
+import numpy as np, pytest, soundfile, torch
+from torch.utils.data import DataLoader, Subset
+from latentalign.audio import find_audio, read_audio, resample, write_audio
+from latentalign.audio_files import AudioFiles, AudioFolder, held_out, level_db, read_segment, split_files
+from latentalign.datasets import LAYOUTS, PAPERS_WEIGHTS, layout_items, matching_files, open_source, papers_mixture, stem_tracks
+
+
+def sine(frequency, rate, seconds, level=.5):
+    return (level*np.sin(2*np.pi*frequency*np.arange(round(seconds*rate))/rate)).astype(np.float32)
+
+def strongest(wave, rate):
+    return np.abs(np.fft.rfft(wave*np.hanning(len(wave)), 1 << 17)).argmax()*rate/(1 << 17)
+
+@pytest.fixture
+def folder(tmp_path):
+    "Three sines in three formats, rates and channel counts."
+    (tmp_path/"a").mkdir()
+    write_audio(tmp_path/"a/one.wav", sine(500, 48000, 1), 48000)
+    write_audio(tmp_path/"a/two.flac", np.stack([sine(1000, 44100, 1)]*2), 44100)
+    write_audio(tmp_path/"a/three.ogg", sine(2000, 22050, 1), 22050)
+    return tmp_path/"a"
+
+
+# resampling, reading, writing
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 32000, 48000, 96000])
+def test_a_resampled_sine_is_the_sine(rate):
+    got, want = resample(sine(1000, rate, 1), rate, 44100), sine(1000, 44100, 1)
+    assert abs(len(got) - len(want)) <= 1 and np.abs(got[600:43500] - want[600:43500]).max() < 1e-4
+
+def test_a_file_read_at_another_rate_is_the_sine(tmp_path):
+    write_audio(tmp_path/"sine.wav", sine(1000, 48000, 1), 48000)
+    wave, rate = read_audio(tmp_path/"sine.wav", 44100)
+    assert rate == 44100 and wave.shape == (1, 44100) and wave.dtype == torch.float32
+    assert np.abs(wave[0].numpy() - sine(1000, 44100, 1))[500:-500].max() < 1e-3
+
+def test_resampling_turns_the_right_axis_and_keeps_the_type():
+    wave = torch.zeros(2, 3, 4800)
+    wave[1, 2] = torch.from_numpy(sine(1000, 48000, .1))
+    got = resample(wave, 48000, 24000)
+    assert isinstance(got, torch.Tensor) and got.shape == (2, 3, 2400)
+    assert got[0].abs().max() == 0 and got[1, :2].abs().max() == 0 and got[1, 2].abs().max() > .4
+    with pytest.raises(ValueError, match="-1"): resample(wave, -1, 44100)
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_format_rate_and_channel_count(tmp_path, suffix, rate, channels):
+    path = write_audio(tmp_path/f"sine{suffix}", np.stack([sine(1000, rate, 1)]*channels), rate)
+    wave, _ = read_audio(path)
+    assert wave.shape == (channels, rate)
+    crop = AudioFolder(tmp_path, crop=8192, sample_rate=44100)[0].numpy()
+    assert crop.shape == (8192,) and crop.dtype == np.float32
+    assert abs(strongest(crop, 44100) - 1000) < 2 and abs(level_db(crop) - level_db(sine(1000, 44100, 1))) < .5
+
+def test_more_than_two_channels_are_mixed_down(tmp_path):
+    write_audio(tmp_path/"six.wav", np.stack([np.full(5000, c, np.float32)/8 for c in range(6)]), 44100)
+    assert np.allclose(read_segment(tmp_path/"six.wav", 100, 50, 44100), 2.5/8)
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg"])
+def test_a_segment_is_the_slice_of_the_whole(tmp_path, suffix):
+    noise = np.random.default_rng(0).uniform(-.2, .2, 3*32000).astype(np.float32)
+    path = write_audio(tmp_path/f"noise{suffix}", noise, 32000)
+    whole = read_audio(path, 44100, mono=True)[0][0].numpy()
+    for start in (0, 7, 50021, 3*44100 - 1000, 4*44100):
+        got, want = read_segment(path, start, 3000, 44100), whole[start:start + 3000]
+        assert np.allclose(got[:len(want)], want, atol=2e-5) and not got[len(want) + 1:].any()
+
+def test_writing_is_whole_or_nothing(tmp_path):
+    path = write_audio(tmp_path/"x.wav", sine(100, 8000, 1), 8000)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="NaN"): write_audio(path, np.full(10, np.nan), 8000)
+    with pytest.raises(ValueError, match="2000"): write_audio(path, np.zeros((2000, 10)), 8000)   # too many channels
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.wav"]
+    with pytest.raises(ValueError, match=r"\.xyz"): write_audio(tmp_path/"x.xyz", np.zeros(9), 8000)
+    with pytest.raises(ValueError, match=r"\(1, 2, 9\)"): write_audio(path, np.zeros((1, 2, 9)), 8000)
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path/"broken.flac").write_bytes(b"nothing of the kind")
+    soundfile.write(tmp_path/"empty.wav", np.zeros((0, 1)), 8000)
+    for name in ("broken.flac", "empty.wav", "absent.wav"):
+        with pytest.raises(ValueError, match=name): read_audio(tmp_path/name)
+
+
+# folders
+
+def test_bad_folders_and_weights(folder, tmp_path):
+    (tmp_path/"empty").mkdir()
+    with pytest.raises(ValueError, match="empty"): AudioFolder(tmp_path/"empty")
+    with pytest.raises(ValueError, match="absent"): AudioFolder(tmp_path/"absent")
+    for weights in ([1, 2], [0], [-1], [float("nan")]):
+        with pytest.raises(ValueError, match="weights"): AudioFolder([folder], weights)
+    with pytest.raises(ValueError, match="crop"): AudioFolder(folder, crop=0)
+    with pytest.raises(ValueError, match="'best'"): AudioFolder(folder, split="best")
+    with pytest.raises(IndexError): AudioFolder(folder)[-1]
+
+def test_crops_depend_on_seed_and_index_alone(folder):
+    source = AudioFolder(folder, crop=1000, seed=5)
+    inline = torch.stack([source[i] for i in range(24)])
+    assert len(source) == 2**31 - 1
+    assert torch.equal(inline.flip(0), torch.stack([source[i] for i in reversed(range(24))]))
+    assert torch.equal(inline, torch.stack([pickle.loads(pickle.dumps(source))[i] for i in range(24)]))
+    for workers in (0, 2):
+        batches = DataLoader(Subset(source, range(24)), batch_size=4, num_workers=workers)
+        assert torch.equal(inline, torch.cat(list(batches)))
+    other = torch.stack([AudioFolder(folder, crop=1000, seed=6)[i] for i in range(24)])
+    assert not torch.equal(inline, other)
+
+def test_subfolders_are_searched_and_hidden_files_are_not(folder):
+    write_audio(folder/"deep.wav", sine(100, 8000, 1), 8000)
+    (folder/"x/y").mkdir(parents=True)
+    (folder/"deep.wav").rename(folder/"x/y/deep.WAV")
+    (folder/"._deep.wav").write_bytes(b"not audio")
+    (folder/"notes.txt").write_text("not audio")
+    assert [p.name for p in find_audio(folder)] == ["one.wav", "three.ogg", "two.flac", "deep.WAV"]
+
+def test_a_damaged_file_is_reported_once_and_left_out(folder):
+    (folder/"broken.flac").write_bytes((folder/"two.flac").read_bytes()[:50])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        source = AudioFolder(folder, crop=1000)
+        crops = [source[i] for i in range(40)]
+    assert ["broken.flac" in str(w.message) for w in said] == [True]
+    assert min(level_db(c.numpy()) for c in crops) > -20
+
+def test_what_was_met_before_makes_no_difference(folder):
+    flac = (folder/"two.flac").read_bytes()
+    (folder/"broken.flac").write_bytes(flac[:50])
+    (folder/"cut.flac").write_bytes(flac[:len(flac)*2//3])      # good in its first part
+    with warnings.catch_warnings(action="ignore"):
+        source = AudioFolder(folder, crop=1000)
+        forwards = [source[i] for i in range(40)]
+        assert all(torch.equal(forwards[i], AudioFolder(folder, crop=1000)[i]) for i in reversed(range(40)))
+
+def test_only_damaged_files_end_in_an_error(tmp_path):
+    (tmp_path/"broken.wav").write_bytes(b"RIFF")
+    with pytest.raises(ValueError, match="broken.wav"), warnings.catch_warnings(action="ignore"): AudioFolder(tmp_path)[0]
+
+def test_near_silence_is_skipped(tmp_path):
+    write_audio(tmp_path/"half.wav", np.concatenate([np.zeros(80000, np.float32), sine(300, 44100, .5)]), 44100)
+    write_audio(tmp_path/"hiss.wav", sine(5000, 44100, 2, level=1e-4), 44100)
+    source = AudioFolder(tmp_path, crop=2000)
+    assert min(level_db(source[i].numpy()) for i in range(30)) >= -60
+    quiet = [level_db(AudioFolder(tmp_path, crop=2000, min_level_db=-200.)[i].numpy()) for i in range(30)]
+    assert min(quiet) < -60
+
+def test_a_silent_file_does_not_loop_for_ever(tmp_path):
+    write_audio(tmp_path/"silence.wav", np.zeros(44100), 44100)
+    source = AudioFolder(tmp_path, crop=2000)
+    with pytest.warns(UserWarning, match="64 crops"): assert not source[0].any()
+
+def test_short_files_are_padded_at_a_drawn_place(tmp_path):
+    write_audio(tmp_path/"short.wav", np.ones(100), 44100)
+    crops = torch.stack([AudioFolder(tmp_path, crop=1000)[i] for i in range(30)])
+    assert (crops.sum(1) == 100).all() and len(set(crops.argmax(1).tolist())) > 20
+
+def test_weights_are_the_shares(tmp_path):
+    for k, name in enumerate("abc"):
+        (tmp_path/name).mkdir()
+        for n in range(k + 1): write_audio(tmp_path/name/f"{n}.wav", np.full(400, .1*(k + 1)), 44100)
+    (tmp_path/"c/broken.wav").write_bytes(b"RIFF")             # must not take away from its folder's share
+    source = AudioFolder([tmp_path/n for n in "abc"], weights=[60, 30, 10], crop=100)
+    with warnings.catch_warnings(action="ignore"): drawn = [round(float(source[i][50])*10) for i in range(1500)]
+    counts, expected = np.bincount(drawn, minlength=4)[1:], 1500*np.array([.6, .3, .1])
+    assert ((counts - expected)**2/expected).sum() < 9.21      # chi-square, two degrees of freedom, 1 %
+
+def test_files_of_a_folder_are_equally_likely_whatever_their_length(tmp_path):
+    for value, seconds in ((1, .1), (2, 5.)): write_audio(tmp_path/f"{value}.wav", np.full(int(44100*seconds), .1*value), 44100)
+    source = AudioFolder(tmp_path, crop=100)
+    assert 70 < sum(float(source[i][50]) < .15 for i in range(200)) < 130
+
+def test_held_out_files_are_a_tenth_and_stable(tmp_path):
+    names = [f"{i}.wav" for i in range(1000)]
+    out = held_out(names)
+    assert 70 < out.sum() < 130 and (held_out(names[::-1])[::-1] == out).all()
+    for few in (names[:2], names[:3], names[:9]): assert 0 < held_out(few).sum() < len(few)
+    items = [tmp_path/n for n in names]
+    train, valid = (split_files(items, tmp_path, s)[0] for s in ("train", "valid"))
+    assert sorted(train + valid) == sorted(items)
+    assert split_files(items[:1], tmp_path, "train")[1] == (0., .9) and split_files(items[:1], tmp_path, "valid")[1] == (.9, 1.)
+
+def test_a_single_file_is_split_in_time(tmp_path):
+    write_audio(tmp_path/"ramp.wav", np.linspace(.1, 1., 44100), 44100)
+    train, valid = (AudioFolder(tmp_path, crop=500, split=s) for s in ("train", "valid"))
+    edge = .1 + .9*.9
+    assert max(train[i].max() for i in range(50)) <= edge + 1e-4 and min(valid[i].min() for i in range(50)) >= edge - 1e-4
+
+
+# layouts
+
+EXAMPLES = {
+    "mtg-jamendo": ["raw/00/1000.mp3", "raw/57/957.low.mp3"],
+    "moisesdb": ["v0.1/4f2a/bass/b.wav", "v0.1/4f2a/drums/d1.wav", "v0.1/4f2a/drums/d2.wav", "v0.1/77aa/vocals/v.wav"],
+    "m4singer": ["Alto-1#A Song/0000.wav", "Tenor-2#B/0001.wav"],
+    "dns-challenge": ["datasets_fullband/clean_fullband/read_speech/a.wav", "datasets_fullband/clean_fullband/b.wav"],
+    "e-gmd": ["drummer1/session1/1_rock.wav", "drummer10/eval_session/2.wav"],
+    "musiccaps": ["-0Gj8-vB1q4_30.wav", "[0abcDEF_ghi]-[70-80].flac", "0abcDEF_ghj_70.5.ogg"],
+    "musdb18-hq": [f"{t}/{x}.wav" for t in ("train/A - B", "train/C - D", "test/E - F")
+                   for x in ("mixture", "vocals", "bass", "drums", "other")],
+}
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    "A small folder of each layout, with a stray file in each."
+    root = tmp_path_factory.mktemp("sets")
+    for name, files in EXAMPLES.items():
+        for file in files + ["stray.ogg", "elsewhere/stray.wav"]:
+            (root/name/file).parent.mkdir(parents=True, exist_ok=True)
+            write_audio(root/name/file, sine(1000, 44100, .1, .4 if file.endswith("mixture.wav") else .1), 44100)
+    for track in ("4f2a", "77aa"): (root/f"moisesdb/v0.1/{track}/data.json").write_text("{}")
+    return root
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_find_their_files_and_no_others(sets, name):
+    found = [p.relative_to((sets/name).resolve()).as_posix() for p, _ in matching_files(name, sets/name)]
+    assert sorted(found) == sorted(EXAMPLES[name])
+    assert open_source(f"{name}:{sets/name}", crop=500)[3].shape == (500,)
+    train, valid = (layout_items(name, sets/name, s)[0] for s in ("train", "valid"))
+    assert train and valid and not set(train) & set(valid)
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_wrong_layout_says_what_was_expected_and_found(sets, name):
+    other = "e-gmd" if name != "e-gmd" else "m4singer"
+    with pytest.raises(ValueError) as error: matching_files(name, sets/other)
+    assert LAYOUTS[name].expected in str(error.value) and f"{other}/" in str(error.value)
+
+def test_an_inner_folder_will_do(sets):
+    assert len(matching_files("dns-challenge", sets/"dns-challenge/datasets_fullband/clean_fullband")) == 2
+    assert len(matching_files("mtg-jamendo", sets/"mtg-jamendo/raw/00")) == 1
+
+def test_stems_sum_to_the_mixture_or_the_difference_is_told(sets):
+    tracks = stem_tracks("musdb18-hq", sets/"musdb18-hq", "train")
+    assert [t.name for t in tracks] == ["A - B", "C - D"] and set(tracks[0].paths) == {"vocals", "bass", "drums", "other"}
+    with warnings.catch_warnings(action="error"): assert tracks[0].mismatch_db() < -100
+    louder = stem_tracks("moisesdb", sets/"moisesdb")[0]
+    assert louder.mixture(22050).shape == (1, 2205) and abs(float(louder.mixture().abs().max()) - .3) < 1e-3
+    off = type(tracks[0])("off", {"vocals": tracks[0].paths["vocals"]}, tracks[0].mixture_path)
+    with pytest.warns(UserWarning, match="off"): assert abs(off.mismatch_db() - 20*np.log10(3/4)) < .1
+    with pytest.raises(ValueError, match="flute"): tracks[0].stem("flute")
+    with pytest.raises(ValueError, match="e-gmd"): stem_tracks("e-gmd", sets/"e-gmd")
+
+def test_a_missing_stem_is_named(sets, tmp_path):
+    for x in ("mixture", "vocals", "drums", "other"):
+        (tmp_path/"train/T").mkdir(parents=True, exist_ok=True)
+        write_audio(tmp_path/f"train/T/{x}.wav", np.ones(10), 44100)
+    with pytest.raises(ValueError, match="bass"): stem_tracks("musdb18-hq", tmp_path)
+
+def test_the_papers_mixture_has_its_weights(sets):
+    source = papers_mixture(sets, crop=100, split=None)
+    assert np.allclose(source.cumulative, np.cumsum([60, 20, 9, 8, 3])/100)
+    assert [len(g) for g in source.groups] == [2, 2, 2, 2, 2] and source[0].shape == (100,)
+    assert torch.equal(open_source(f"papers:{sets}", crop=100, split=None)[7], papers_mixture(sets, crop=100, split=None)[7])
+    with pytest.raises(ValueError, match="moisesdb"): papers_mixture({"e-gmd": sets/"e-gmd"})
+    assert sum(PAPERS_WEIGHTS.values()) == 100
+
+def test_open_source_opens_folders_and_lists_what_it_knows(sets):
+    assert len(open_source(f"{sets/'e-gmd'},{sets/'m4singer'}", crop=100).groups) == 2
+    assert isinstance(open_source(sets/"e-gmd"), AudioFiles)
+    for bad in ("score", "jamendo:/tmp", "/no/such/folder"):
+        with pytest.raises(ValueError, match="known: scores.*musdb18-hq"): open_source(bad)
+
+
+# rendered scores
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "Arguments for a small source of rendered scores, with a cache of its own."
+    for package in ("music21", "symusic", "pretty_midi"): pytest.importorskip(package)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield dict(chorales=12, tunes=24, crop=4096, sample_rate=22050)
+
+@pytest.fixture
+def RenderedScores(small):
+    from functools import partial
+    from latentalign.scores import RenderedScores
+    return partial(RenderedScores, **small)
+
+def test_stems_sum_and_crops_are_cuts_of_the_rendering(RenderedScores):
+    source = RenderedScores(seed=2, crops_per_rendering=3)
+    for r in range(6):
+        made = source.rendering(r)
+        assert list(made.stems) == ["vocals", "bass", "drums", "other"] and made.sample_rate == 22050
+        assert np.abs(made.mixture - sum(made.stems.values())).max() < 1e-6 and np.abs(made.mixture).max() < 1
+        assert np.isfinite(made.mixture).all() and made.mixture.shape == (3*4096,) and made.notes
+        for k in range(3):
+            assert np.array_equal(source[3*r + k], made.mixture[k*4096:(k + 1)*4096]) and level_db(source[3*r + k].numpy()) > -60
+        assert all(made.stems[stem].any() == any(n.stem == stem for n in made.notes) for stem in ("vocals", "bass", "other"))
+
+def test_renderings_do_not_depend_on_order_or_workers(RenderedScores):
+    source = RenderedScores(seed=2)
+    inline = torch.stack([source[i] for i in range(16)])
+    assert torch.equal(inline.flip(0), torch.stack([RenderedScores(seed=2)[i] for i in reversed(range(16))]))
+    for workers in (0, 2):
+        assert torch.equal(inline, torch.cat(list(DataLoader(Subset(source, range(16)), batch_size=4, num_workers=workers))))
+    assert torch.equal(inline[9], pickle.loads(pickle.dumps(source))[9])
+    assert not torch.equal(inline, torch.stack([RenderedScores(seed=3)[i] for i in range(16)]))
+
+def test_splits_share_neither_pieces_nor_instruments(RenderedScores):
+    train, valid, test = (RenderedScores(s) for s in ("train", "valid", "test"))
+    names = [{p["name"] for p in s.pieces} for s in (train, valid, test)]
+    assert all(names) and not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
+    used = [{p for r in range(12) for p in s.rendering(r).programs.items()} for s in (train, test)]
+    assert not used[0] & used[1]
+    with pytest.raises(ValueError, match="'dev'.*train, valid, test"): RenderedScores("dev")
+
+def test_test_instruments_are_not_those_of_training():
+    from latentalign.scores import INSTRUMENTS
+    for stem, programs in INSTRUMENTS.items():
+        assert not set(programs["train"]) & set(programs["test"]) and 78 not in programs["train"] + programs["test"]
+
+@pytest.mark.parametrize("program", [0, 4, 24, 32, 40, 73])
+def test_the_folded_soundfont_is_in_tune(small, program):
+    from latentalign.soundfont import Note, play, soundfont
+    for pitch in (57, 64, 69, 76):
+        wave = play([Note(.1, .8, pitch, 100, "vocals")], program, False, 1., soundfont())
+        ratio = strongest(wave[13230:39690], 44100)/(440*2**((pitch - 69)/12))
+        assert abs(1200*np.log2(ratio/max(1, round(ratio)))) < 15, pitch
+
+def test_melody_notes_are_true(RenderedScores):
+    melody = RenderedScores(seed=1).melody(0, program=4)
+    ends = [n.onset + n.duration for n in melody.notes]
+    assert all(end <= n.onset for end, n in zip(ends, melody.notes[1:])) and abs(np.abs(melody.mixture).max() - .5) < 1e-4
+    rate = melody.sample_rate
+    right = 0
+    for n in melody.notes:
+        ratio = strongest(melody.mixture[int(n.onset*rate):int((n.onset + n.duration)*rate)], rate)/(440*2**((n.pitch - 69)/12))
+        right += abs(1200*np.log2(ratio/max(1, round(ratio)))) < 25
+    assert right > .9*len(melody.notes)
+
+def test_attacks_come_at_the_onsets(small):
+    from latentalign.soundfont import Note, play, soundfont
+    notes = [Note(.1 + .3*k, .15, 60 + k, 100, "vocals") for k in range(12)]
+    envelope = np.abs(play(notes, 4, False, 4., soundfont()))[:4*44100//44*44].reshape(-1, 44).max(1)
+    for n in notes:
+        near = envelope[int(n.onset*44100/44) - 50:][:150]
+        assert abs(np.argmax(near > .2*near[50:].max()) - 50) < 20     # ms
+
+def test_a_whole_piece_holds_its_excerpts_notes(RenderedScores):
+    source = RenderedScores(seed=4)
+    whole, part = source.whole(1), source.rendering(1)
+    assert whole.piece == part.piece and whole.programs == part.programs and len(whole.notes) > len(part.notes)
+    assert len(whole.mixture)/22050 > max(n.onset + n.duration for n in whole.notes) and np.abs(whole.mixture).max() < 1
+    assert level_db(whole.mixture[-2000:]) < level_db(whole.mixture) - 15          # the end is a tail, not a cut
+
+def test_the_cache_is_read_and_a_damaged_one_is_made_again(small, monkeypatch):
+    from latentalign import scores
+    from latentalign.soundfont import cache_folder
+    args = small["chorales"], small["tunes"]
+    pieces = scores.load_scores(*args)
+    path, = cache_folder().glob("scores-*.json.gz")
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "parse_piece", lambda *a: pytest.fail("parsed again"))
+        assert scores.load_scores(*args) == pieces
+    good = {p["name"]: p for p in pieces}
+    monkeypatch.setattr(scores, "parse_piece", lambda source, name, voices: good.get(name))
+    for damage in (path.read_bytes()[:100], b"", gzip.compress(b"{}"), gzip.compress(json.dumps([]).encode())):
+        path.write_bytes(damage)
+        with pytest.warns(UserWarning, match="damaged"): assert scores.load_scores(*args) == pieces
+
+def test_a_rendering_that_diverges_is_drawn_again(RenderedScores, monkeypatch):
+    from latentalign import scores
+    source, calls, play = RenderedScores(seed=5), [], scores.play
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 1: raise ValueError("program 0 reaches 1e37")
+        return play(*args)
+    monkeypatch.setattr(scores, "play", fails_once)
+    with pytest.warns(UserWarning, match="1e37"): assert np.isfinite(source.rendering(0).mixture).all()
+
+@pytest.mark.parametrize("value", [1e37, np.nan, np.inf])
+def test_a_synthesiser_gone_wild_is_refused(small, monkeypatch, value):
+    from latentalign import soundfont
+    wild = type("Wild", (), {"render": lambda self, score, stereo: np.full((2, 88200), value, np.float32)})
+    monkeypatch.setattr(soundfont, "synthesizer", lambda *args: wild())
+    with pytest.raises(ValueError, match="program 78"): soundfont.play([], 78, False, 1., soundfont.soundfont())
+
+def test_chosen_programs_play_the_same_whatever_was_played_before(small):
+    from latentalign.scores import INSTRUMENTS
+    from latentalign.soundfont import Note, play, soundfont
+    font = soundfont()
+    programs = [(stem == "drums", p) for stem, parts in INSTRUMENTS.items() for part in parts.values() for p in part]
+    keys = lambda drums: range(36, 52) if drums else range(38, 86, 6)
+    one = lambda drums, p: play([Note(.05*k, .05, key, 90, "") for k, key in enumerate(keys(drums))], p, drums, .8, font)
+    first = {x: one(*x) for x in programs}
+    assert all(np.array_equal(first[x], one(*x)) and 0 < np.abs(first[x]).max() < 2 for x in reversed(programs))
+
+def test_a_missing_or_foreign_soundfont_is_named(small, tmp_path):
+    from latentalign.soundfont import soundfont
+    with pytest.raises(ValueError, match="absent.sf2"): soundfont(tmp_path/"absent.sf2")
+    (tmp_path/"foreign.sf2").write_bytes(b"not a SoundFont")
+    with pytest.raises(ValueError, match="RIFF"): soundfont(tmp_path/"foreign.sf2")
