@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'AutoencoderConfig', 'preset', 'AutoencoderNetwork']
 
-# %% ../nbs/50_network.ipynb #1da1e549
+# %% ../nbs/50_network.ipynb #cc92b2b7
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from .encoder import Encoder
 from .storage import SavedModel
 from .transform import TransformConfig
 
-# %% ../nbs/50_network.ipynb #36182cfb
+# %% ../nbs/50_network.ipynb #df9c33b5
 @dataclass(frozen=True)
 class AutoencoderConfig:
     "Everything that must be known to use the weights of an autoencoder; its defaults are the published network."
@@ -33,7 +33,7 @@ class AutoencoderConfig:
         if self.window is not None and not 0 <= 2 * self.context < self.window:
             raise ValueError(f"a window of {self.window} latent frames keeps nothing between two contexts of {self.context}")
 
-# %% ../nbs/50_network.ipynb #4efa6ec5
+# %% ../nbs/50_network.ipynb #1b3329ee
 PRESETS = {
     'paper': AutoencoderConfig(),
     'small': AutoencoderConfig(network=NetworkConfig(base_channels=32, bottleneck_channels=256, noise_channels=128)),
@@ -41,6 +41,7 @@ PRESETS = {
         transform=TransformConfig(sample_rate=22050, hop_length=256),
         network=NetworkConfig(bins=512, fold=32, base_channels=96, multipliers=(1,), strides=(), attention=(True,),
                               denoiser_blocks=1, bottleneck_channels=256, bottleneck_blocks=1, noise_channels=128),
+        noise=NoiseConfig(p_mean=1.1, p_std=1.),
         window=256, context=16),
 }
 
@@ -53,7 +54,7 @@ def preset(
     if name not in presets: raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/50_network.ipynb #3c86085c
+# %% ../nbs/50_network.ipynb #3b458f09
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
     config_class = AutoencoderConfig
