@@ -1,0 +1,455 @@
+"""The autoencoder and its storage: bad input is named and nothing is lost; what is saved comes back; nothing but the sound decides."""
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from latentalign import Autoencoder
+from latentalign.blocks import NetworkConfig
+from latentalign.network import PRESETS, AutoencoderConfig
+from latentalign.public_weights import PUBLIC, read_public
+from latentalign.storage import (FORMAT_VERSION, atomic_write, config_from_dict, config_to_dict, load_pickled_weights, load_weights,
+                                 save_weights)
+from latentalign.transform import TransformConfig
+from latentalign.windows import windows
+
+TOP = Path(__file__).resolve().parent.parent
+NARROW = AutoencoderConfig(  # as `tiny`, narrower, with small windows so that a short sound has many
+    transform=TransformConfig(sample_rate=22050, hop_length=256),
+    network=NetworkConfig(bins=512, fold=32, base_channels=16, multipliers=(1,), strides=(), attention=(True,), denoiser_blocks=1,
+                          bottleneck_channels=32, bottleneck_blocks=1, noise_channels=32),
+    window=32, context=4)
+STRIDED = dataclasses.replace(NARROW, window=16, context=2, network=dataclasses.replace(
+    NARROW.network, multipliers=(1, 2), strides=((2, 2),), attention=(False, True)))  # two STFT frames a latent frame
+
+
+def make(config, seed=0):
+    "An untrained model whose output depends on everything: its last convolution, zero at first, is given weights."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Autoencoder(config).eval()
+        torch.nn.init.normal_(model.denoiser.conv_out.weight, std=.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ae(): return make(NARROW)
+
+
+@pytest.fixture
+def saved(ae, tmp_path):
+    "The folder of a saved model."
+    ae.save_pretrained(tmp_path/"model")
+    return tmp_path/"model"
+
+
+def noise(*shape, seed=0): return .1*torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- bad sounds and latents
+
+@pytest.mark.parametrize("wave, words", [
+    (torch.zeros(0), ["empty", "(0,)"]), (torch.zeros(2, 0), ["empty", "(2, 0)"]), (torch.zeros(0, 9999), ["empty", "(0, 9999)"]),
+    (torch.tensor(1.), ["()"]), (torch.full((9999,), torch.nan), ["9999", "NaN"]),
+    (torch.tensor([0., torch.inf]*5000), ["5000", "infinite"]), (np.zeros(9999, np.int16), ["int16"]),
+    (torch.zeros(9999, dtype=torch.int32), ["int32"]), (np.zeros(9999, bool), ["bool"]), (torch.zeros(9999, dtype=torch.complex64), ["complex64"]),
+    (torch.zeros(255), ["255 samples", "too short", "256"])])
+@pytest.mark.parametrize("method", ["encode", "features"])
+def test_bad_waves_are_named(ae, wave, words, method):
+    with pytest.raises(ValueError) as e: getattr(ae, method)(wave)
+    assert all(word in str(e.value) for word in words), e.value
+
+
+@pytest.mark.parametrize("rate", [0, -44100, float("nan"), float("inf"), "44100", "CD"])
+def test_bad_sample_rates_are_named(ae, rate):
+    for call in (lambda: ae.encode(torch.zeros(9999), sample_rate=rate), lambda: ae.decode(torch.zeros(64, 9), sample_rate=rate)):
+        with pytest.raises(ValueError) as e: call()
+        assert repr(rate) in str(e.value)
+
+
+@pytest.mark.parametrize("z, words", [
+    (torch.zeros(63, 9), ["(63, 9)", "64"]), (torch.zeros(9, 64), ["(9, 64)"]), (torch.zeros(64), ["(64,)"]), (torch.zeros(64, 0), ["(64, 0)"]),
+    (torch.zeros(0, 64, 9), ["(0, 64, 9)"]), (torch.full((64, 9), torch.nan), ["NaN"]), (np.full((64, 9), np.inf), ["infinity"])])
+def test_bad_latents_are_named(ae, z, words):
+    with pytest.raises(ValueError) as e: ae.decode(z)
+    assert all(word in str(e.value) for word in words), e.value
+
+
+@pytest.mark.parametrize("options, words", [(dict(steps=0), ["0"]), (dict(length=0), ["0"]), (dict(length=-5), ["-5"]), (dict(seed=-1), ["-1"]),
+                                            (dict(batch_size=0), ["0"])])
+def test_bad_options_are_named(ae, options, words):
+    with pytest.raises(ValueError) as e: ae.decode(torch.zeros(64, 9), **options)
+    assert all(word in str(e.value) for word in words), e.value
+
+
+def test_a_length_far_beyond_the_latents_warns(ae):
+    with pytest.warns(UserWarning, match="99999"): y = ae.decode(torch.zeros(64, 9), length=99_999)
+    assert y.shape == (99_999,)
+
+
+# ---- what decides the result, and what does not
+
+@pytest.mark.parametrize("lead", [(), (1,), (2,), (3, 2), (2, 1, 2)])
+def test_leading_dimensions_are_kept(ae, lead):
+    wave = noise(*lead, 5003)
+    z = ae.encode(wave)
+    y, h = ae.decode(z, length=5003), ae.features(wave)
+    assert z.shape[:-2] == lead and z.shape[-2] == 64 and y.shape == wave.shape
+    assert h.shape[:-2] == lead and h.shape[-1] == z.shape[-1]
+    for i, one in enumerate(wave.reshape(-1, 5003)):
+        assert torch.allclose(ae.encode(one), z.reshape(-1, *z.shape[-2:])[i], atol=1e-5)
+        assert torch.allclose(ae.decode(ae.encode(one), length=5003), y.reshape(-1, 5003)[i], atol=1e-5)
+
+
+def test_numpy_in_numpy_out(ae):
+    wave = noise(2, 5003)
+    z, y = ae.encode(wave), ae.decode(ae.encode(wave))
+    for given in (wave.numpy(), wave.numpy().astype(np.float64), np.asfortranarray(wave.numpy()), wave.numpy()[::-1][::-1]):
+        got = ae.encode(given)
+        assert isinstance(got, np.ndarray) and got.dtype == np.float32 and np.allclose(got, z.numpy(), atol=1e-6)
+    assert isinstance(ae.decode(z.numpy()), np.ndarray) and np.array_equal(ae.decode(z.numpy()), y.numpy())
+    assert isinstance(ae.features(wave.numpy()), np.ndarray)
+    assert torch.equal(ae.encode(wave.double()), z) and ae.encode(wave.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("config", [NARROW, STRIDED, dataclasses.replace(NARROW, window=None)], ids=["narrow", "strided", "whole"])
+@pytest.mark.parametrize("samples", [2053, 256*29, 256*(3*24 + 8) - 768, 256*(3*24 + 8), 256*256 + 1, 50_021])
+def test_batch_and_order_do_not_matter(config, samples):
+    model, wave = make(config), noise(3, samples, seed=samples)
+    z = model.encode(wave)
+    y = model.decode(z, length=samples)
+    for size in (2, 5, 64):
+        assert torch.allclose(model.encode(wave, batch_size=size), z, atol=1e-5)
+        assert torch.allclose(model.decode(z, length=samples, batch_size=size), y, atol=1e-5)
+    order = [2, 0, 1]
+    assert torch.allclose(model.encode(wave[order], batch_size=2), z[order], atol=1e-5)
+    assert torch.allclose(model.decode(z[order], length=samples, batch_size=2), y[order], atol=1e-5)
+
+
+def test_latents_depend_on_their_window_alone(ae):
+    "A change of the sound reaches the windows that see it and no others."
+    wave = noise(50_021)
+    other = wave.clone()
+    other[30_000:30_100] += .5
+    z, changed = ae.encode(wave), ae.encode(other)
+    overlap, hop = ae.config.transform.overlap, ae.config.transform.hop_length
+    touched = range((30_000 + overlap)//hop - 3, (30_099 + overlap)//hop + 1)
+    for w in windows(z.shape[-1], 32, 4):
+        same = torch.equal(z[:, w.keep_start:w.keep_stop], changed[:, w.keep_start:w.keep_stop])
+        assert same == (not any(w.start <= frame < w.stop for frame in touched))
+
+
+def test_same_seed_same_sound(ae):
+    z = ae.encode(noise(9001))
+    assert torch.equal(ae.decode(z, seed=3, steps=3), ae.decode(z, seed=3, steps=3))
+    assert not torch.allclose(ae.decode(z, seed=3), ae.decode(z, seed=4))
+    assert not torch.allclose(ae.decode(z, seed=3, steps=1), ae.decode(z, seed=3, steps=2))
+    assert torch.equal(ae.decode(z), ae.decode(z, seed=0, steps=1))
+
+
+def test_global_randomness_is_untouched(ae, saved):
+    def state(): return torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch.manual_seed(7); np.random.seed(7)
+    before = state()
+    Autoencoder.from_preset("tiny", seed=5)
+    ae.decode(ae.encode(noise(5003)), seed=2, steps=2)
+    assert all(np.array_equal(a, b) for a, b in zip(before, state()))
+    torch.manual_seed(8)
+    y = ae.decode(ae.encode(noise(5003)), seed=2)
+    torch.manual_seed(9)
+    assert torch.equal(ae.decode(ae.encode(noise(5003)), seed=2), y)
+
+
+def test_from_preset_repeats_itself():
+    one, same, other = (Autoencoder.from_preset("tiny", seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[k], same[k]) for k in one) and not all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_no_gradient_is_kept(ae):
+    wave = noise(5003).requires_grad_()
+    z = ae.encode(wave)
+    assert not z.requires_grad and not ae.features(wave).requires_grad and not ae.decode(z).requires_grad
+    assert all(p.grad is None for p in ae.parameters())
+
+
+@pytest.mark.parametrize("samples", [256, 257, 9973, 10_240, 48_000])
+@pytest.mark.parametrize("rate", [None, 8000, 44100, 48000, 22050, 44056.5])
+def test_length_comes_back_at_any_rate(ae, samples, rate):
+    if (rate or 22050) > 22050: samples *= 3  # at least one latent frame at the model's rate
+    wave = noise(samples)
+    y = ae.decode(ae.encode(wave, sample_rate=rate), length=samples, sample_rate=rate)
+    assert y.shape == (samples,) and torch.isfinite(y).all()
+
+
+def test_decoding_without_a_length_holds_the_sound_and_less_than_a_frame_more(ae):
+    for samples in (256, 9973, 256*100, 256*100 + 1):
+        extra = ae.decode(ae.encode(noise(samples))).shape[-1] - samples
+        assert 0 <= extra < ae.frame_length, (samples, extra)
+
+
+def test_silence_and_a_single_sample_are_ordinary_sounds(ae):
+    for wave in (torch.zeros(5003), torch.nn.functional.pad(torch.ones(1), (2500, 2502)), torch.ones(5003)*1e3):
+        z = ae.encode(wave)
+        assert torch.isfinite(z).all() and torch.isfinite(ae.decode(z, length=5003)).all()
+
+
+# ---- save and load
+
+def test_saved_and_loaded_is_the_same_model(ae, saved):
+    back = Autoencoder.from_pretrained(saved)
+    assert back.config == ae.config and not back.training
+    wave = noise(2, 9001)
+    assert torch.equal(back.encode(wave), ae.encode(wave)) and torch.equal(back.features(wave), ae.features(wave))
+    assert torch.equal(back.decode(ae.encode(wave), steps=2, seed=1), ae.decode(ae.encode(wave), steps=2, seed=1))
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_latent_scale_is_saved_and_undone(saved):
+    model = Autoencoder.from_pretrained(saved)
+    wave = noise(9001)
+    z, y = model.encode(wave), model.decode(model.encode(wave))
+    model.latent_std.fill_(.25)
+    model.save_pretrained(saved)
+    back = Autoencoder.from_pretrained(saved)
+    assert float(back.latent_std) == .25
+    assert torch.equal(back.encode(wave), 4*z) and torch.allclose(back.decode(4*z), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name):
+    assert config_from_dict(AutoencoderConfig, json.loads(json.dumps(config_to_dict(PRESETS[name])))) == PRESETS[name]
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError) as e: Autoencoder.from_preset("huge")
+    assert all(word in str(e.value) for word in ("'huge'", *PRESETS))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./nowhere", "/nowhere/at/all", ""])
+def test_a_model_that_is_nowhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(name)
+    assert repr(name) in str(e.value) or "config.json" in str(e.value)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_file_is_missing(saved, missing):
+    (saved/missing).unlink()
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
+    assert missing in str(e.value) and str(saved) in str(e.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 5000, -1])
+def test_truncated_weights(saved, keep):
+    path = saved/"model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
+    assert str(path) in str(e.value)
+
+
+def test_weights_of_another_model(ae, saved):
+    make(STRIDED).save_pretrained(saved.parent/"strided")
+    (saved/"config.json").write_bytes((saved.parent/"strided"/"config.json").read_bytes())
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
+    assert str(saved) in str(e.value) and "missing" in str(e.value) and "another shape" in str(e.value)
+    save_weights(saved/"model.safetensors", {"anything": torch.zeros(3)})
+    with pytest.raises(ValueError, match="anything|encoder"): Autoencoder.from_pretrained(saved)
+
+
+def change(saved, edit):
+    data = json.loads((saved/"config.json").read_text())
+    edit(data)
+    (saved/"config.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("edit, words", [
+    (lambda d: d.update(format_version=FORMAT_VERSION + 1), [str(FORMAT_VERSION + 1), "newer"]),
+    (lambda d: d.update(format_version="two"), ["'two'"]),
+    (lambda d: d.update(format_version=None), ["None"]),
+    (lambda d: d.update(linearity=True), ["'linearity'", "window"]),
+    (lambda d: d["network"].update(depth=9), ["network", "'depth'", "base_channels"]),
+    (lambda d: d.update(network=7), ["network", "7"]),
+    (lambda d: d.update(window=4), ["4"]),
+    (lambda d: d["network"].update(bins=300), ["300"])])
+def test_a_config_that_is_newer_or_foreign(saved, edit, words):
+    change(saved, edit)
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
+    assert all(word in str(e.value) for word in words), e.value
+
+
+@pytest.mark.parametrize("edit", [lambda d: d.update(window="32"), lambda d: d["transform"].update(hop_length="256"),
+                                  lambda d: d["network"].update(base_channels=None), lambda d: d["network"].update(multipliers=3),
+                                  lambda d: d["network"].update(bottleneck="nothing"), lambda d: d.update(noise=[])])
+def test_a_config_with_values_of_another_kind(saved, edit):
+    change(saved, edit)
+    with pytest.raises(ValueError): Autoencoder.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "7", '"text"', "\x00\x01"])
+def test_a_config_that_is_no_object(saved, text):
+    (saved/"config.json").write_text(text)
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
+    assert "config.json" in str(e.value) or "AutoencoderConfig" in str(e.value)
+
+
+# ---- pickles
+
+class Trap:
+    "Leaves a file if it is unpickled."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("write", [lambda data, path: torch.save(data, path),
+                                   lambda data, path: torch.save(data, path, _use_new_zipfile_serialization=False),
+                                   lambda data, path: path.write_bytes(pickle.dumps(data))], ids=["zip", "old", "plain"])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
+    path, sprung = tmp_path/"weights.pth", tmp_path/"sprung"
+    write({"gen_state_dict": {"a": torch.zeros(2)}, "x": Trap(sprung)}, path)
+    for call in (lambda: load_pickled_weights(path), lambda: read_public("m2l", path), lambda: Autoencoder.from_public("m2l", path)):
+        with pytest.raises(ValueError) as e: call()
+        assert str(path) in str(e.value) and not sprung.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no pickle at all", pickle.dumps([1, 2, 3]), pickle.dumps({}), pickle.dumps({"a": 1})])
+def test_a_foreign_pickle_is_refused(tmp_path, content):
+    path = tmp_path/"weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as e: Autoencoder.from_public("m2l", path)
+    assert str(path) in str(e.value)
+
+
+def test_a_truncated_pickle_is_refused(tmp_path):
+    path = tmp_path/"weights.pth"
+    torch.save({"a": torch.zeros(10_000)}, path)
+    whole = path.read_bytes()
+    for keep in (10, 1000, len(whole)//2, len(whole) - 10):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(ValueError) as e: load_pickled_weights(path)
+        assert str(path) in str(e.value)
+
+
+def test_public_weights_that_do_not_fit_or_are_not_there(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path/"weights.pth")
+    with pytest.raises(ValueError, match="missing"): Autoencoder.from_public("lin-cae", tmp_path/"weights.pth")
+    with pytest.raises(ValueError) as e: Autoencoder.from_public("lin-cae-3")
+    assert all(name in str(e.value) for name in ("'lin-cae-3'", *PUBLIC))
+    with pytest.raises(ValueError, match="inference_model"): Autoencoder.from_public("lin-cae", tmp_path)
+
+
+# ---- nothing is lost
+
+def old_and_new(tmp_path):
+    path = tmp_path/"old.txt"
+    path.write_text("old")
+    return path
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
+    path = old_and_new(tmp_path)
+    for error in (OSError("disk"), ValueError("something"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            with atomic_write(path) as part:
+                part.write_text("half")
+                raise error
+        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+SAVE_ON_A_FULL_DISK = """
+import resource, signal, sys
+from latentalign import Autoencoder
+model = Autoencoder.from_pretrained(sys.argv[1])
+model.latent_std.fill_(7)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try: model.save_pretrained(sys.argv[1])
+except OSError as e: print(e)
+"""
+
+
+def python(script, *args, **options):
+    return subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "2"}, **options)
+
+
+def test_a_full_disk_keeps_the_old_model(ae, saved):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    done = python(SAVE_ON_A_FULL_DISK, saved, 100_000)
+    assert done.returncode == 0 and "could not write" in done.stdout and "model.safetensors" in done.stdout, done.stdout + done.stderr
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+# ---- the Hub
+
+def test_from_the_hub(ae, saved, monkeypatch, tmp_path):
+    asked = []
+    def download(repo_id, allow_patterns=None, **_):
+        asked.append((repo_id, sorted(allow_patterns)))
+        return str(saved)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    back = Autoencoder.from_pretrained("owner/name")
+    assert asked == [("owner/name", ["config.json", "model.safetensors"])]
+    assert torch.equal(back.encode(noise(5003)), ae.encode(noise(5003)))
+    (saved/"config.json").unlink()
+    with pytest.raises(ValueError, match="config.json"): Autoencoder.from_pretrained("owner/name")
+
+
+def test_public_weights_come_from_the_hub(monkeypatch, tmp_path):
+    torch.save({"gen_state_dict": {"a": torch.zeros(3)}}, tmp_path/"music2latent.pt")
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: asked.append((repo, file)) or str(tmp_path/file))
+    with pytest.raises(ValueError, match="SonyCSLParis/music2latent"): Autoencoder.from_public("music2latent")
+    assert asked == [("SonyCSLParis/music2latent", "music2latent.pt")]
+
+
+def test_push_to_the_hub(ae, monkeypatch):
+    made, uploaded = [], {}
+    class Api:
+        def create_repo(self, repo_id, private, exist_ok): made.append((repo_id, private, exist_ok))
+        def upload_folder(self, repo_id, folder_path, **_):
+            back = Autoencoder.from_pretrained(folder_path)
+            assert torch.equal(back.encode(noise(5003)), ae.encode(noise(5003)))
+            uploaded[repo_id] = sorted(p.name for p in Path(folder_path).iterdir())
+            return "address of the commit"
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert ae.push_to_hub("me/mine", private=True) == "address of the commit"
+    assert made == [("me/mine", True, True)] and uploaded == {"me/mine": ["config.json", "model.safetensors"]}
+
+
+# ---- memory
+
+GROWTH = """
+import json, sys, torch
+from latentalign import Autoencoder
+from latentalign.network import AutoencoderConfig
+from latentalign.storage import config_from_dict
+def peak(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+model = Autoencoder(config_from_dict(AutoencoderConfig, json.loads(sys.argv[1]))).eval()
+peaks = []
+for seconds in (10, 600):
+    wave = torch.zeros(seconds * 22050).uniform_(-.1, .1)
+    z = model.encode(wave)
+    peaks.append(peak())
+    y = model.decode(z, length=len(wave))
+    peaks.append(peak())
+print(*peaks, (wave.nbytes + z.nbytes + y.nbytes) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_grows_with_the_sound_itself_and_nothing_else():
+    "Ten minutes: sound, latents and result are held, with a copy of the one and the other on the way; never the images (8 times the sound)."
+    config = dataclasses.replace(NARROW, window=256, context=16)
+    done = python(GROWTH, json.dumps(config_to_dict(config)))
+    assert done.returncode == 0, done.stderr
+    short_encode, short, encode, decode, held = map(float, done.stdout.split())
+    assert encode - short < 1.5*held and decode - short < 3*held, done.stdout
