@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLIC', 'INSIDE', 'OUTSIDE', 'PublicModel', 'list_prefixes', 'convert_weights', 'find_public', 'read_public']
 
-# %% ../nbs/52_public_weights.ipynb #64aa5c4f
+# %% ../nbs/52_public_weights.ipynb #c40acdfe
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from .network import AutoencoderConfig, AutoencoderNetwork
 from .storage import load_pickled_weights
 
-# %% ../nbs/52_public_weights.ipynb #9d7e7e55
+# %% ../nbs/52_public_weights.ipynb #2ddd8f63
 @dataclass(frozen=True)
 class PublicModel:
     "Where published weights are and how their latents are bounded and scaled."
@@ -36,7 +36,7 @@ PUBLIC = {
        for name, code, scale in (('m2l', '1511f18a', 15), ('lin-cae', '0a3afbec', 33), ('lin-cae-2', '2f4c6d21', 40))},
 }
 
-# %% ../nbs/52_public_weights.ipynb #9c1dd714
+# %% ../nbs/52_public_weights.ipynb #8d90fce3
 INSIDE = [(r'att\.mha\.in_proj_', 'attention.qkv.'), (r'att\.mha\.out_proj\.', 'attention.out.'), (r'att\.norm\.', 'attention.norm.'),
           (r'res_conv\.', 'skip.'), (r'proj_emb\.', 'noise.'), (r'(^|\.)c\.(weight|bias)$', r'\1conv.\2')]
 OUTSIDE = [('encoder.gain.scale', 'encoder.gain'), ('encoder.conv_inp.', 'encoder.conv_in.'), ('encoder.prenorm_1d_to_2d.', 'encoder.norm.'),
@@ -47,13 +47,13 @@ OUTSIDE = [('encoder.gain.scale', 'encoder.gain'), ('encoder.conv_inp.', 'encode
            ('emb_proj.', 'denoiser.embed.'), ('scale_inp.', 'denoiser.gain_in.'), ('scale_out.', 'denoiser.gain_out.'), ('conv_inp.', 'denoiser.conv_in.'),
            ('conv_decoded.', 'denoiser.condition_out.'), ('norm_out.', 'denoiser.norm_out.'), ('conv_out.', 'denoiser.conv_out.')]
 
-# %% ../nbs/52_public_weights.ipynb #76c7cc55
+# %% ../nbs/52_public_weights.ipynb #e1fdfb20
 def list_prefixes(
     config: AutoencoderConfig, # sizes of the network
 )->list: # (published prefix, prefix here)
     "Prefixes of the blocks that the published code keeps in flat lists, in the order of those lists."
     net, out = config.network, []
-    def walk(theirs, level, between, parts):
+    def _walk(theirs, level, between, parts):
         k = 0
         for i in range(len(net.multipliers)):
             for j in range(len(parts)):
@@ -61,30 +61,30 @@ def list_prefixes(
             if i < len(net.strides): out.append((f'{theirs}.{k}.', between.format(i=i))); k += 1
     one = [f'{j}' for j in range(net.encoder_blocks)]
     two = [f'{kind}.{j}' for j in range(net.denoiser_blocks) for kind in ('conditions', 'blocks')]
-    walk('encoder.down_layers', 'encoder.levels.{i}.', 'encoder.downs.{i}.', one)
-    walk('decoder.up_layers', 'upsampler.levels.{i}.', 'upsampler.ups.{i}.', one)
-    walk('down_layers', 'denoiser.down_levels.{i}.', 'denoiser.downs.{i}.', two)
-    walk('up_layers', 'denoiser.up_levels.{i}.', 'denoiser.ups.{i}.', two)
+    _walk('encoder.down_layers', 'encoder.levels.{i}.', 'encoder.downs.{i}.', one)
+    _walk('decoder.up_layers', 'upsampler.levels.{i}.', 'upsampler.ups.{i}.', one)
+    _walk('down_layers', 'denoiser.down_levels.{i}.', 'denoiser.downs.{i}.', two)
+    _walk('up_layers', 'denoiser.up_levels.{i}.', 'denoiser.ups.{i}.', two)
     return out + [(f'encoder.bottleneck_layers.{i + 1}.', f'encoder.bottleneck.blocks.{i}.') for i in range(net.bottleneck_blocks)]
 
-# %% ../nbs/52_public_weights.ipynb #688ed72e
+# %% ../nbs/52_public_weights.ipynb #54b4722f
 def convert_weights(
     published: dict,            # name → tensor, in the layout of music2latent or linear-cae
     config: AutoencoderConfig,  # sizes of the network
 )->dict: # name → tensor, in this package's layout
     "Rename published weights; names that are not known are kept, so that strict loading reports them."
     prefixes = list_prefixes(config) + OUTSIDE
-    def rename(name):
+    def _rename(name):
         name = name.removeprefix('generator.')
         theirs, ours = next(((a, b) for a, b in prefixes if name.startswith(a)), ('', ''))
         name = ours + name.removeprefix(theirs)
         for pattern, replacement in INSIDE: name = re.sub(pattern, replacement, name)
         return name
-    weights = {rename(k): v for k, v in published.items() if k != 'frontend.window'}
+    weights = {_rename(k): v for k, v in published.items() if k != 'frontend.window'}
     if 'encoder.gain' in weights: weights['encoder.gain'] = weights['encoder.gain'].reshape(-1, 1)
     return weights
 
-# %% ../nbs/52_public_weights.ipynb #1aa9e891
+# %% ../nbs/52_public_weights.ipynb #f1f8fd21
 def find_public(
     name: str,   # one of `PUBLIC`
     file=None,   # the weights, or a folder that holds them; None: from the Hub
@@ -103,7 +103,7 @@ def find_public(
     settings = path.with_name(Path(model.settings).name) if model.settings else None
     return path, settings if settings and settings.is_file() else None
 
-# %% ../nbs/52_public_weights.ipynb #fd8994c2
+# %% ../nbs/52_public_weights.ipynb #413e58f7
 def read_public(
     name: str,   # one of `PUBLIC`
     file=None,   # the weights, or a folder that holds them; None: from the Hub
