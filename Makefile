@@ -10,6 +10,8 @@ READY := .venv/ready
 INSTALL = $(BIN)/pip install $$([ -t 1 ] || echo -q) --no-compile --disable-pip-version-check -c constraints.txt
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# threads that wait must not spin while another process (the one that renders music) needs their core: three times faster on two cores
+export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help env train test lab export readme clean

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'atomic_write', 'config_from_dict', 'config_to_dict', 'save_weights',
            'load_weights', 'load_pickled_weights', 'load_strictly', 'locate', 'SavedModel']
 
-# %% ../nbs/46_storage.ipynb #61533a99
+# %% ../nbs/46_storage.ipynb #2e7c4e8b
 import dataclasses
 import json
 import os
@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/46_storage.ipynb #20ad899a
+# %% ../nbs/46_storage.ipynb #35d470c0
 @contextmanager
 def atomic_write(
     path, # file to be written; its folder is made if missing
@@ -38,18 +38,23 @@ def atomic_write(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/46_storage.ipynb #791d8857
+# %% ../nbs/46_storage.ipynb #8ff1ef6f
 FORMAT_VERSION = 1  # of config.json; raised when a field changes its meaning
 
 
 def _restore(kind, value, path):
-    "Rebuild `value` (from JSON) as `kind`: nested dataclasses, tuples, plain values."
+    "Rebuild `value` (from JSON) as `kind`: nested dataclasses, tuples, plain values, each of which must be of its kind."
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict): raise ValueError(f"{path}: expected an object of fields, got {value!r}")
         known = typing.get_type_hints(kind)
         if unknown := sorted(set(value) - set(known)): raise ValueError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
         return kind(**{k: _restore(known[k], v, f'{path}.{k}') for k, v in value.items()})
-    if typing.get_origin(kind) is tuple: return tuple(_restore(typing.get_args(kind)[0], v, path) for v in value)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)): raise ValueError(f"{path}: expected a list, got {value!r}")
+        return tuple(_restore(typing.get_args(kind)[0], v, path) for v in value)
+    kinds = set(typing.get_args(kind) or [kind])
+    if kinds <= {int, float, str, bool, type(None)} and type(value) not in kinds | ({int} if float in kinds else set()):
+        raise ValueError(f"{path}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
     return value
 
 
@@ -57,21 +62,22 @@ def config_from_dict(
     kind,       # the dataclass
     data: dict, # as made by `config_to_dict`
 ): # an instance of `kind`
-    "Rebuild a configuration; raises `ValueError` for unknown fields and for a version newer than this package's."
+    "Rebuild a configuration; raises `ValueError` for unknown fields, values of another kind and a version newer than this package's."
+    if not isinstance(data, dict): raise ValueError(f"{kind.__name__}: expected an object of fields, got {data!r}")
     data = dict(data)
     version = data.pop('format_version', FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(f"this configuration has format version {version!r}, this latentalign knows versions up to {FORMAT_VERSION}: install a newer latentalign")
     return _restore(kind, data, kind.__name__)
 
-# %% ../nbs/46_storage.ipynb #80cd1839
+# %% ../nbs/46_storage.ipynb #24dd0e5e
 def config_to_dict(
     config, # a dataclass instance
 )->dict: # plain values only, ready for JSON
     "A configuration as plain values, with the format version."
     return {'format_version': FORMAT_VERSION, **dataclasses.asdict(config)}
 
-# %% ../nbs/46_storage.ipynb #65db4a97
+# %% ../nbs/46_storage.ipynb #1157d384
 def save_weights(
     path,          # file to be written, *.safetensors
     weights: dict, # name → tensor
@@ -80,7 +86,7 @@ def save_weights(
     with atomic_write(path) as p:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(p), metadata={'format': 'pt'})
 
-# %% ../nbs/46_storage.ipynb #7c831fbd
+# %% ../nbs/46_storage.ipynb #1b32d3ef
 def load_weights(
     path, # *.safetensors
 )->dict: # name → tensor on the CPU
@@ -89,16 +95,18 @@ def load_weights(
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); was it cut off while copying?") from error
 
-# %% ../nbs/46_storage.ipynb #955ba1e1
+# %% ../nbs/46_storage.ipynb #3726871a
 def load_pickled_weights(
     path, # *.pt, *.pth
 ): # tensors in plain containers
     "Load a pickle of tensors without running any code in it; raises `ValueError` naming the file if it holds anything else or is damaged."
+    if not Path(path).is_file(): raise ValueError(f"no such file: {path}")
     try: return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is refused: it is damaged or holds more than tensors ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is refused: it is damaged or holds more than tensors ({reason})") from error
 
-# %% ../nbs/46_storage.ipynb #56758c0f
+# %% ../nbs/46_storage.ipynb #6ddfd52e
 def load_strictly(
     module: torch.nn.Module, # the model to be filled
     weights: dict,           # name → tensor
@@ -113,7 +121,7 @@ def load_strictly(
         raise ValueError(f"{source} does not fit this model: {len(missing)} weights missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})")
     module.load_state_dict(weights)
 
-# %% ../nbs/46_storage.ipynb #c8d99a8d
+# %% ../nbs/46_storage.ipynb #d9c0a482
 BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # one folder a bundled model
 MODEL_FILES = ('config.json', 'model.safetensors')
 
@@ -134,7 +142,7 @@ def locate(
         raise ValueError(f"{folder} holds no saved model: {' and '.join(missing)} missing")
     return folder
 
-# %% ../nbs/46_storage.ipynb #c1e623cf
+# %% ../nbs/46_storage.ipynb #5c1bea0b
 class SavedModel(torch.nn.Module):
     "A module that is built from its `config` alone and can be saved to, and loaded from, a folder or the Hub."
     config_class: type  # the dataclass that configures it
@@ -152,9 +160,9 @@ class SavedModel(torch.nn.Module):
     ): # the model, in evaluation mode
         "Load a saved model; raises `ValueError` naming what is missing, damaged, newer or does not fit."
         folder = locate(name)
-        try: data = json.loads((folder / 'config.json').read_text())
-        except ValueError as error: raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
-        model = cls(config_from_dict(cls.config_class, data))
+        try: config = config_from_dict(cls.config_class, json.loads((folder / 'config.json').read_text()))
+        except ValueError as error: raise ValueError(f"{folder / 'config.json'}: {error}") from error
+        model = cls(config)
         load_strictly(model, load_weights(folder / 'model.safetensors'), folder)
         return model.eval()
 

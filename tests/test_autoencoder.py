@@ -40,6 +40,15 @@ def make(config, seed=0):
     return model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Networks as small as these are slower with two threads, and much slower beside other programs."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def ae(): return make(NARROW)
 
@@ -261,7 +270,7 @@ def test_weights_of_another_model(ae, saved):
     with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
     assert str(saved) in str(e.value) and "missing" in str(e.value) and "another shape" in str(e.value)
     save_weights(saved/"model.safetensors", {"anything": torch.zeros(3)})
-    with pytest.raises(ValueError, match="anything|encoder"): Autoencoder.from_pretrained(saved)
+    with pytest.raises(ValueError, match="1 unknown"): Autoencoder.from_pretrained(saved)
 
 
 def change(saved, edit):
@@ -290,14 +299,14 @@ def test_a_config_that_is_newer_or_foreign(saved, edit, words):
                                   lambda d: d["network"].update(bottleneck="nothing"), lambda d: d.update(noise=[])])
 def test_a_config_with_values_of_another_kind(saved, edit):
     change(saved, edit)
-    with pytest.raises(ValueError): Autoencoder.from_pretrained(saved)
+    with pytest.raises(ValueError, match="config.json"): Autoencoder.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "7", '"text"', "\x00\x01"])
 def test_a_config_that_is_no_object(saved, text):
     (saved/"config.json").write_text(text)
     with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
-    assert "config.json" in str(e.value) or "AutoencoderConfig" in str(e.value)
+    assert "config.json" in str(e.value)
 
 
 # ---- pickles
@@ -377,7 +386,7 @@ except OSError as e: print(e)
 
 def python(script, *args, **options):
     return subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "2"}, **options)
+                          env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}, **options)
 
 
 def test_a_full_disk_keeps_the_old_model(ae, saved):
