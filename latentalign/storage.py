@@ -6,11 +6,10 @@
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'atomic_write', 'config_from_dict', 'config_to_dict', 'save_weights',
            'load_weights', 'load_pickled_weights', 'load_strictly', 'locate', 'SavedModel']
 
-# %% ../nbs/46_storage.ipynb #2e7c4e8b
+# %% ../nbs/46_storage.ipynb #f929515a
 import dataclasses
 import json
 import os
-import pickle
 import tempfile
 import typing
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/46_storage.ipynb #35d470c0
+# %% ../nbs/46_storage.ipynb #6fc57d57
 @contextmanager
 def atomic_write(
     path, # file to be written; its folder is made if missing
@@ -38,7 +37,7 @@ def atomic_write(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/46_storage.ipynb #8ff1ef6f
+# %% ../nbs/46_storage.ipynb #3c350d9e
 FORMAT_VERSION = 1  # of config.json; raised when a field changes its meaning
 
 
@@ -70,14 +69,14 @@ def config_from_dict(
         raise ValueError(f"this configuration has format version {version!r}, this latentalign knows versions up to {FORMAT_VERSION}: install a newer latentalign")
     return _restore(kind, data, kind.__name__)
 
-# %% ../nbs/46_storage.ipynb #24dd0e5e
+# %% ../nbs/46_storage.ipynb #d4327dce
 def config_to_dict(
     config, # a dataclass instance
 )->dict: # plain values only, ready for JSON
     "A configuration as plain values, with the format version."
     return {'format_version': FORMAT_VERSION, **dataclasses.asdict(config)}
 
-# %% ../nbs/46_storage.ipynb #1157d384
+# %% ../nbs/46_storage.ipynb #d4fe635d
 def save_weights(
     path,          # file to be written, *.safetensors
     weights: dict, # name → tensor
@@ -86,7 +85,7 @@ def save_weights(
     with atomic_write(path) as p:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(p), metadata={'format': 'pt'})
 
-# %% ../nbs/46_storage.ipynb #1b32d3ef
+# %% ../nbs/46_storage.ipynb #d31f12be
 def load_weights(
     path, # *.safetensors
 )->dict: # name → tensor on the CPU
@@ -95,7 +94,7 @@ def load_weights(
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); was it cut off while copying?") from error
 
-# %% ../nbs/46_storage.ipynb #3726871a
+# %% ../nbs/46_storage.ipynb #46d572a8
 def load_pickled_weights(
     path, # *.pt, *.pth
 ): # tensors in plain containers
@@ -106,7 +105,7 @@ def load_pickled_weights(
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is refused: it is damaged or holds more than tensors ({reason})") from error
 
-# %% ../nbs/46_storage.ipynb #6ddfd52e
+# %% ../nbs/46_storage.ipynb #6a652b26
 def load_strictly(
     module: torch.nn.Module, # the model to be filled
     weights: dict,           # name → tensor
@@ -121,7 +120,7 @@ def load_strictly(
         raise ValueError(f"{source} does not fit this model: {len(missing)} weights missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})")
     module.load_state_dict(weights)
 
-# %% ../nbs/46_storage.ipynb #d9c0a482
+# %% ../nbs/46_storage.ipynb #963889fd
 BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # one folder a bundled model
 MODEL_FILES = ('config.json', 'model.safetensors')
 
@@ -142,7 +141,7 @@ def locate(
         raise ValueError(f"{folder} holds no saved model: {' and '.join(missing)} missing")
     return folder
 
-# %% ../nbs/46_storage.ipynb #5c1bea0b
+# %% ../nbs/46_storage.ipynb #1334dc70
 class SavedModel(torch.nn.Module):
     "A module that is built from its `config` alone and can be saved to, and loaded from, a folder or the Hub."
     config_class: type  # the dataclass that configures it

@@ -317,6 +317,7 @@ class Trap:
     def __reduce__(self): return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [lambda data, path: torch.save(data, path),
                                    lambda data, path: torch.save(data, path, _use_new_zipfile_serialization=False),
                                    lambda data, path: path.write_bytes(pickle.dumps(data))], ids=["zip", "old", "plain"])
@@ -328,6 +329,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
         assert str(path) in str(e.value) and not sprung.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no pickle at all", pickle.dumps([1, 2, 3]), pickle.dumps({}), pickle.dumps({"a": 1})])
 def test_a_foreign_pickle_is_refused(tmp_path, content):
     path = tmp_path/"weights.pth"
@@ -456,9 +458,9 @@ print(*peaks, (wave.nbytes + z.nbytes + y.nbytes) / 2**20)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_memory_grows_with_the_sound_itself_and_nothing_else():
-    "Ten minutes: sound, latents and result are held, with a copy of the one and the other on the way; never the images (8 times the sound)."
+    "Ten minutes: sound, latents and result are held, with a copy of the one and the other on the way; never the image (4 times the sound)."
     config = dataclasses.replace(NARROW, window=256, context=16)
     done = python(GROWTH, json.dumps(config_to_dict(config)))
     assert done.returncode == 0, done.stderr
     short_encode, short, encode, decode, held = map(float, done.stdout.split())
-    assert encode - short < 1.5*held and decode - short < 3*held, done.stdout
+    assert encode - short < 2*held and decode - short < 2.5*held, done.stdout
