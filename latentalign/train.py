@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'VARIANTS', 'ConsistencyObjective', 'Recipe', 'RunOptions', 'averaged_model', 'held_out_clips',
            'swap_latents', 'train', 'start_from', 'write_examples', 'parse_options']
 
-# %% ../nbs/72_recipes.ipynb #672f58a6
+# %% ../nbs/72_recipes.ipynb #eae17eaf
 import argparse
 import copy
 import json
@@ -25,7 +25,7 @@ from .storage import atomic_write
 from .training import RunState, TrainConfig, fit, learning_rate
 from .transform import to_spec
 
-# %% ../nbs/72_recipes.ipynb #129103bd
+# %% ../nbs/72_recipes.ipynb #b3cc2066
 class ConsistencyObjective(torch.nn.Module):
     "Consistency training of an autoencoder, (batch, samples) waveforms → scalar loss."
     def __init__(self,
@@ -45,7 +45,7 @@ class ConsistencyObjective(torch.nn.Module):
         denoise = lambda x, sigma: model.denoise(x, sigma, pyramid)
         return consistency_loss(denoise, spec, t, consistency_step(progress, self.step), noise, noise_config).mean()
 
-# %% ../nbs/72_recipes.ipynb #fdc33442
+# %% ../nbs/72_recipes.ipynb #173c4014
 @dataclass(frozen=True)
 class Recipe:
     "Everything that a training of an autoencoder needs besides data."
@@ -59,12 +59,12 @@ class Recipe:
         "Length of a training crop."
         return self.crop_frames * self.model.transform.hop_length + self.model.transform.overlap
 
-# %% ../nbs/72_recipes.ipynb #c45bb9d1
+# %% ../nbs/72_recipes.ipynb #c041d575
 RECIPES = {
     'paper': Recipe(PRESETS['paper'], train=TrainConfig(precision='fp16', compile=True)),
     'small': Recipe(PRESETS['small'], crop_frames=64, train=TrainConfig(
         steps=20_000, batch_size=32, learning_rate=3e-4, warmup=500, average=.999, precision='bf16', compile=True, workers=12)),
-    'tiny': Recipe(PRESETS['tiny'], StepConfig(clean=.8), crop_frames=32, train=TrainConfig(
+    'tiny': Recipe(PRESETS['tiny'], StepConfig(first=.5, clean=.8), crop_frames=32, train=TrainConfig(
         steps=400, batch_size=16, learning_rate=2e-3, final_learning_rate=1e-5, warmup=20, average=.98, average_every=1,
         workers=1, log_every=10, checkpoint_every=50)),
 }
@@ -72,7 +72,7 @@ VARIANTS = {
     'm2l': {},  # fields of the recipe that a variant changes; the baseline changes none
 }
 
-# %% ../nbs/72_recipes.ipynb #9c91a29b
+# %% ../nbs/72_recipes.ipynb #6757ecb5
 @dataclass(frozen=True)
 class RunOptions:
     "What a user chooses; raises `ValueError` that lists the known variants and presets."
@@ -109,7 +109,7 @@ class RunOptions:
         train = replace(recipe.train, seed=self.seed, precision=precision, compile=recipe.train.compile and self.on_gpu, **chosen)
         return replace(recipe, train=train)
 
-# %% ../nbs/72_recipes.ipynb #6d99ce04
+# %% ../nbs/72_recipes.ipynb #621f5ee6
 @torch.no_grad()
 def averaged_model(
     state: RunState,      # of a training with a ConsistencyObjective
@@ -123,7 +123,7 @@ def averaged_model(
     model.latent_std.copy_(model.encoder(spec.contiguous(memory_format=torch.channels_last)).std())
     return model
 
-# %% ../nbs/72_recipes.ipynb #9c923463
+# %% ../nbs/72_recipes.ipynb #c81a587d
 def held_out_clips(
     options: RunOptions,  # data and seed
     count: int = 16,      # clips
@@ -133,7 +133,7 @@ def held_out_clips(
     source = open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, split='valid')
     return torch.stack([source[16 * i] for i in range(count)])  # far apart: neighbours may come from one rendering
 
-# %% ../nbs/72_recipes.ipynb #12c10a6c
+# %% ../nbs/72_recipes.ipynb #1cac56af
 @torch.no_grad()
 def swap_latents(
     model: Autoencoder,   # the model
@@ -145,7 +145,7 @@ def swap_latents(
     out = {name: model.decode(latent, length=waves.shape[-1], seed=seed) for name, latent in (('own', z), ('other', z.roll(-1, 0)))}
     return out | {f'{name}_error': mss_error(out[name], waves, model.sample_rate) for name in ('own', 'other')}
 
-# %% ../nbs/72_recipes.ipynb #68c4b513
+# %% ../nbs/72_recipes.ipynb #2f8a54f0
 def train(
     options: RunOptions,  # what is trained, on what, where
     on_log=None,          # called with (log records, RunState) after each log record
@@ -168,7 +168,7 @@ def train(
     write_examples(finished, clips[:4], out / 'examples')
     return out
 
-# %% ../nbs/72_recipes.ipynb #101f24fa
+# %% ../nbs/72_recipes.ipynb #077bfbf4
 def start_from(
     model: Autoencoder, # to be filled
     name: str,          # a saved model of the same network
@@ -178,7 +178,7 @@ def start_from(
     if other.config.network != model.config.network: raise ValueError(f"init_from={name!r} is another network: {other.config.network}, not {model.config.network}")
     model.load_state_dict(other.state_dict())
 
-# %% ../nbs/72_recipes.ipynb #fb015a9c
+# %% ../nbs/72_recipes.ipynb #24486b46
 def write_examples(
     model: Autoencoder,   # the model
     waves: torch.Tensor,  # (clips, samples) at the model's rate
@@ -189,7 +189,7 @@ def write_examples(
     for i, pair in enumerate(zip(waves, sounds)):
         for name, wave in zip(('original', 'reconstruction'), pair): write_audio(Path(folder) / f'{i}-{name}.wav', wave, model.sample_rate)
 
-# %% ../nbs/72_recipes.ipynb #2f455bd2
+# %% ../nbs/72_recipes.ipynb #5bb11d56
 def parse_options(
     args=None, # list of words; None: those of the command line
 )->RunOptions: # as chosen
@@ -200,5 +200,5 @@ def parse_options(
         parser.add_argument(f'--{f.name}', type=kind, default=f.default, help=f'default: {f.default!r}')
     return RunOptions(**vars(parser.parse_args(args)))
 
-# %% ../nbs/72_recipes.ipynb #5a04d2b6
+# %% ../nbs/72_recipes.ipynb #c24777fe
 if __name__ == '__main__' and '__file__' in globals(): train(parse_options())  # not in a notebook
