@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'check_wave', 'resample', 'read_audio', 'read_channels', 'write_audio', 'find_files', 'find_audio']
 
-# %% ../nbs/47_audio.ipynb #b4fb7efa
+# %% ../nbs/47_audio.ipynb #ac24940d
 import io, math, numbers, os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +16,22 @@ from torch import Tensor
 
 from .storage import atomic_write
 
-# %% ../nbs/47_audio.ipynb #859fcef5
+# %% ../nbs/47_audio.ipynb #37692593
 def check_wave(
     wave:ndarray|Tensor,  # (..., samples), full scale ±1
 )->Tensor:                # (..., samples), float32
     "The wave as a float32 tensor. Raises ValueError if it is empty, of integers, or holds NaN or infinity."
-    wave = torch.as_tensor(wave)
-    if not wave.is_floating_point():
+    if not isinstance(wave, Tensor): wave = np.asarray(wave)
+    if not (wave.is_floating_point() if isinstance(wave, Tensor) else wave.dtype.kind == "f"):
         raise ValueError(f"a wave must be floating point with full scale ±1, got {wave.dtype}; divide integers by their full scale first")
-    if wave.ndim == 0 or wave.numel() == 0: raise ValueError(f"the wave is empty: its shape is {tuple(wave.shape)}")
+    if wave.ndim == 0 or 0 in wave.shape: raise ValueError(f"the wave is empty: its shape is {tuple(wave.shape)}")
+    if isinstance(wave, ndarray):  # torch knows neither reversed arrays nor foreign byte orders
+        with np.errstate(over="ignore"): wave = torch.from_numpy(np.ascontiguousarray(wave, dtype="f4"))
     wave = wave.float()
     if bad := int((~torch.isfinite(wave)).sum()): raise ValueError(f"the wave holds {bad} samples that are NaN or infinite")
     return wave
 
-# %% ../nbs/47_audio.ipynb #cbde1ae3
+# %% ../nbs/47_audio.ipynb #770aaaf8
 def resample(
     wave:ndarray|Tensor, # (..., samples), floating point
     rate_in:float,       # sample rate of `wave`, Hz
@@ -37,7 +39,7 @@ def resample(
 )->ndarray|Tensor:       # (..., samples × rate_out / rate_in), float32, of the type of `wave`
     "The wave at another sample rate, resampled along its last axis. Raises ValueError for a rate that is not a number of 1 or more."
     for rate in (rate_in, rate_out):
-        if not isinstance(rate, numbers.Real) or not 1 <= rate < math.inf: raise ValueError(f"a sample rate is a positive number of Hz, got {rate!r}")
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 1 <= rate < math.inf: raise ValueError(f"a sample rate is a positive number of Hz, got {rate!r}")
     x = np.asarray(wave.detach().cpu() if isinstance(wave, Tensor) else wave, dtype=np.float32)
     if rate_in != rate_out:
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -45,10 +47,10 @@ def resample(
         x = np.ascontiguousarray(y).reshape(*x.shape[:-1], y.shape[-1])
     return torch.from_numpy(x) if isinstance(wave, Tensor) else x
 
-# %% ../nbs/47_audio.ipynb #ca0e542c
+# %% ../nbs/47_audio.ipynb #794c9158
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 
-# %% ../nbs/47_audio.ipynb #11665f2e
+# %% ../nbs/47_audio.ipynb #42fd1673
 def read_audio(
     path:str|Path,         # a file of one of the `AUDIO_SUFFIXES`
     sample_rate:int=None,  # rate wanted, Hz; None keeps the file's own
@@ -63,7 +65,7 @@ def read_audio(
     rate_out = rate if sample_rate is None else sample_rate
     return torch.from_numpy(resample(wave, rate, rate_out)), rate_out
 
-# %% ../nbs/47_audio.ipynb #6bb39d09
+# %% ../nbs/47_audio.ipynb #7c6e9235
 def read_channels(
     path:str|Path,  # a file of one of the `AUDIO_SUFFIXES`
 )->Iterator[tuple[ndarray, int]]: # one channel after the other: (samples,), float32, and the sample rate in Hz
@@ -82,7 +84,7 @@ def read_channels(
         yield wave[:n], rate
         channel += 1
 
-# %% ../nbs/47_audio.ipynb #338b66cd
+# %% ../nbs/47_audio.ipynb #c3f6e445
 _FORMATS = {".wav": ("WAV", "FLOAT"), ".flac": ("FLAC", "PCM_24"), ".aiff": ("AIFF", "PCM_24"), ".aif": ("AIFF", "PCM_24")}
 _LOSSY = {".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS")}
 
@@ -96,7 +98,7 @@ def _write_blocks(file, wave, sample_rate, kind, subtype):
         if e.code == 2: raise OSError("the disk is full, or cannot be written to") from e  # libsndfile's SF_ERR_SYSTEM
         raise ValueError(f"{kind} cannot hold {len(wave)} channels at {sample_rate} Hz: {e}") from e
 
-# %% ../nbs/47_audio.ipynb #e26f184f
+# %% ../nbs/47_audio.ipynb #97efb0a4
 def write_audio(
     path:str|Path,        # where to; the suffix, one of `AUDIO_SUFFIXES`, decides the format
     wave:ndarray|Tensor,  # (channels, samples) or (samples,), full scale ±1
@@ -114,20 +116,24 @@ def write_audio(
             part.write_bytes(memory.getbuffer())
     return path
 
-# %% ../nbs/47_audio.ipynb #66ec7409
+# %% ../nbs/47_audio.ipynb #94714bd4
 def find_files(
     folder:str|Path,  # searched with all its subfolders
     suffixes:tuple,   # in lower case, with the dot
 )->list[Path]:        # sorted, so that the order does not depend on the file system
-    "All files below a folder with one of the suffixes, hidden ones left out. Raises ValueError if there is no folder or no file."
+    "All files below a folder with one of the suffixes, hidden files and hidden subfolders left out. Raises ValueError if there is no folder or no file."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise ValueError(f"no such folder: {folder}")
-    found = [Path(root)/name for root, _, names in os.walk(folder, followlinks=True) for name in names
-             if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
+    found, searched = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in searched: folders.clear(); continue
+        searched.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))   # what is left here is searched next
+        found += [Path(root)/name for name in names if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
     if not found: raise ValueError(f"nothing in {folder}: no file below it ends in {', '.join(suffixes)}")
     return sorted(found)
 
-# %% ../nbs/47_audio.ipynb #67350559
+# %% ../nbs/47_audio.ipynb #8350ebd2
 def find_audio(
     folder:str|Path,  # searched with all its subfolders
 )->list[Path]:        # sorted

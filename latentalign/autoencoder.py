@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['encode_windows', 'decode_windows', 'check_latents', 'fit_length', 'Codec', 'Autoencoder']
 
-# %% ../nbs/54_autoencoder.ipynb #3d669ceb
+# %% ../nbs/54_autoencoder.ipynb #1e9bbd5b
 import copy
+import numbers
 import warnings
 from dataclasses import replace
 from itertools import islice
@@ -22,7 +23,7 @@ from .storage import load_strictly
 from .transform import to_spec, to_wave
 from .windows import frame_noise, frame_piece, windows
 
-# %% ../nbs/54_autoencoder.ipynb #d3da63b3
+# %% ../nbs/54_autoencoder.ipynb #1691c63f
 def _batches(jobs, size):
     "Consecutive lists of `size` jobs; raises `ValueError` for a size below 1."
     if size < 1: raise ValueError(f"batch_size must be 1 or above, got {size}")
@@ -35,7 +36,7 @@ def _cut(x, start, stop):
     inside = x[max(start, 0):min(stop, len(x))]
     return pad(inside, (max(-start, 0), stop - start - len(inside) - max(-start, 0)))
 
-# %% ../nbs/54_autoencoder.ipynb #4198c4b7
+# %% ../nbs/54_autoencoder.ipynb #87736f44
 def encode_windows(
     model: AutoencoderNetwork,  # the model
     network,                    # images (batch, 2, bins, frames) → (batch, channels, latent frames)
@@ -55,7 +56,7 @@ def encode_windows(
             out[i, :, w.keep_start:w.keep_stop] = result[:, w.keep_start - w.start:w.keep_stop - w.start]
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #0efa7bd5
+# %% ../nbs/54_autoencoder.ipynb #49a0249d
 def _decode_batch(model, z, batch, steps, seed):
     "Latents (batch, channels, frames) of some windows → their images (batch, 2, bins, STFT frames)."
     net, pyramid = model.config.network, model.upsampler(z)
@@ -64,7 +65,7 @@ def _decode_batch(model, z, batch, steps, seed):
               .contiguous(memory_format=torch.channels_last) for step in range(steps))
     return decode_steps(lambda x, sigma: model.denoise(x, sigma, pyramid), noises, model.config.noise)
 
-# %% ../nbs/54_autoencoder.ipynb #a81de3dc
+# %% ../nbs/54_autoencoder.ipynb #decbb350
 def decode_windows(
     model: AutoencoderNetwork,  # the model
     z: torch.Tensor,            # (items, channels, latent frames), as the network has them (not scaled)
@@ -85,19 +86,20 @@ def decode_windows(
             out[i, w.keep_start * step:w.keep_start * step + len(sound)] += sound
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #e5f3f6dd
+# %% ../nbs/54_autoencoder.ipynb #a4dc1f09
 def check_latents(
     z,              # numpy array or tensor (..., channels, frames)
     channels: int,  # that the model has
 )->torch.Tensor: # (..., channels, frames), float32
-    "Turn latents into a float32 tensor; raises `ValueError` for a wrong number of channels, no frames, NaN or infinity."
+    "Turn latents into a float32 tensor; raises `ValueError` for another type, a wrong number of channels, no frames, NaN or infinity."
     z = torch.as_tensor(z)
+    if not z.is_floating_point(): raise ValueError(f"latents must be floating point, got {z.dtype}")
     if z.ndim < 2 or z.shape[-2] != channels: raise ValueError(f"latents must be (..., {channels}, frames), got shape {tuple(z.shape)}")
     if z.numel() == 0: raise ValueError(f"the latents are empty: their shape is {tuple(z.shape)}")
     if not torch.isfinite(z).all(): raise ValueError("the latents hold NaN or infinity")
     return z.float()
 
-# %% ../nbs/54_autoencoder.ipynb #e1533f51
+# %% ../nbs/54_autoencoder.ipynb #0d7c70ea
 def fit_length(
     wave: torch.Tensor,  # (..., samples)
     length: int | None,  # samples wanted; None: as they are
@@ -105,12 +107,12 @@ def fit_length(
 )->torch.Tensor: # (..., length)
     "Cut a wave to a length, or fill it with silence and, where more than a frame is missing, warn; raises `ValueError` for a length below 1."
     if length is None: return wave
-    if length < 1: raise ValueError(f"length must be 1 sample or more, got {length}")
+    if not isinstance(length, numbers.Integral) or length < 1: raise ValueError(f"length must be a whole number of samples, 1 or more, got {length!r}")
     missing = length - wave.shape[-1]
     if missing > frame: warnings.warn(f"length {length} is {missing} samples more than these latents hold, which are filled with silence; was it counted at another sample rate?", stacklevel=3)
     return pad(wave, (0, missing)) if missing > 0 else wave[..., :length]
 
-# %% ../nbs/54_autoencoder.ipynb #09cdfe70
+# %% ../nbs/54_autoencoder.ipynb #87852b27
 def _as_given(result, given):
     "numpy in, numpy out; a tensor returns to the device it came from."
     return result.to(given.device) if torch.is_tensor(given) else result.cpu().numpy()
@@ -129,12 +131,16 @@ class Codec(AutoencoderNetwork):
         wave,                       # (..., samples), numpy or torch, floating point, full scale ±1
         sample_rate: float = None,  # of the wave, Hz; None: the model's
         batch_size: int = 1,        # windows computed together: speed against memory, never the result
-    ): # (..., latent_channels, frames), unit deviation over the training data, of the wave's kind
+    ): # (..., latent_channels, frames), unit deviation over held-out sound of its training, of the wave's kind
         "Sound → latents; raises `ValueError` for waves that are empty, not finite, of integers or too short."
         return self._encode(lambda spec: self.encoder(spec) / self.latent_std, wave, sample_rate, batch_size)
 
-    def features(self, wave, sample_rate: float = None, batch_size: int = 1):
-        "Sound → what the encoder knows before its bottleneck, (..., channels · rows, frames); arguments and errors as `encode`."
+    def features(self,
+        wave,                       # as for `encode`
+        sample_rate: float = None,  # of the wave, Hz; None: the model's
+        batch_size: int = 1,        # windows computed together: speed against memory, never the result
+    ): # (..., channels · rows, frames), of the wave's kind
+        "Sound → what the encoder knows before its bottleneck; raises `ValueError` as `encode` does."
         return self._encode(self.encoder.features, wave, sample_rate, batch_size)
 
     @torch.no_grad()
@@ -146,14 +152,16 @@ class Codec(AutoencoderNetwork):
         sample_rate: float = None,  # wanted, Hz; None: the model's
         batch_size: int = 1,        # windows computed together: speed against memory, never the result
     ): # (..., samples), of the latents' kind
-        "Latents → sound; raises `ValueError` for latents of another model's width, NaN, or fewer than 1 step."
+        "Latents → sound; raises `ValueError` for latents of another width, NaN, fewer than 1 step, a seed below 0."
+        for name, value in (('steps', steps), ('seed', seed)):
+            if not isinstance(value, numbers.Integral): raise ValueError(f"{name} must be a whole number, got {value!r}")
         x, rate = check_latents(z, self.config.network.latent_channels), self.sample_rate if sample_rate is None else sample_rate
         out = decode_windows(self, x.reshape(-1, *x.shape[-2:]) * self.latent_std.to(x.device), steps, seed, batch_size)
         if self.config.window is not None: out = out[..., self.config.transform.overlap:out.shape[-1] - self.config.transform.overlap]
         out = fit_length(resample(out, self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
 
-# %% ../nbs/54_autoencoder.ipynb #37e8f493
+# %% ../nbs/54_autoencoder.ipynb #752dfb94
 class Autoencoder(Codec):
     "A consistency autoencoder: `encode` sound to latents, `decode` latents to sound, load and save."
 
@@ -174,16 +182,17 @@ class Autoencoder(Codec):
     ): # the model, in evaluation mode
         "Load published weights and print their licence; raises `ValueError` for unknown names and for files that are damaged, foreign or hold code."
         config, weights = read_public(name, file)
-        model = cls(config)
-        load_strictly(model, weights, file or PUBLIC[name].repo)
-        print(f"{name}: weights of {PUBLIC[name].repo}, licence {PUBLIC[name].licence}")
+        model, public = cls(config), PUBLIC[name]
+        load_strictly(model, weights, file or public.repo)
+        model.licence = public.licence  # is saved with the model
+        print(f"{name}: weights of {public.repo}, licence {public.licence}")
         return model.eval()
 
     def with_window(self,
         window: int | None,  # latent frames seen at a time; None: the whole piece, framed as Music2Latent does
-        context: int = 4,    # of them, thrown away on each side
+        context: int = None, # of them, thrown away on each side; None: as many as the model does
     ): # the same weights under another window
         "A model that shares this one's weights but looks through another window; its latents differ."
         other = copy.copy(self)
-        other.config = replace(self.config, window=window, context=context)
+        other.config = replace(self.config, window=window, context=self.config.context if context is None else context)
         return other

@@ -277,9 +277,10 @@ def describe_model(
     count = lambda part: f"{sum(p.numel() for p in part.parameters()):,}"
     seen = f"{config.window} frames ({config.window / rate:.2f} s), of which {config.context} are thrown away on each side" if config.window else "the whole piece"
     parts = ', '.join(f"{name} {count(part)}" for name, part in model.named_children())
+    licence = {'licence': model.licence} if model.licence else {}
     return {'sample rate': f"{model.sample_rate} Hz", 'latents': f"{width} channels, {rate:.2f} frames a second ({step} samples each)",
             'compression': f"{step / width:g} times fewer numbers than samples", 'window': seen,
-            'parameters': f"{count(model)} ({parts})", 'fingerprint': fingerprint(model)}
+            'parameters': f"{count(model)} ({parts})", 'fingerprint': fingerprint(model), **licence}
 
 
 def describe_latents(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LatentUpsampler', 'embed_noise_level', 'noise_mlp', 'ConditionedLevel', 'Denoiser']
 
-# %% ../nbs/30_denoiser.ipynb #12c44f4f
+# %% ../nbs/30_denoiser.ipynb #17c0eb20
 import math
 
 import torch
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .blocks import Downsample, NetworkConfig, ResBlock, Upsample, group_norm, zero_init
+from .blocks import Downsample, NetworkConfig, ResBlock, Upsample, group_norm, silu, zero_init
 from .encoder import fold_bins, unfold_bins
 
-# %% ../nbs/30_denoiser.ipynb #9cd0b753
+# %% ../nbs/30_denoiser.ipynb #f2505ad2
 class LatentUpsampler(nn.Module):
     "(batch, latent_channels, frames) latent → the pyramid: one (batch, channels, rows, frames) map a level, finest first."
     def __init__(self,
@@ -43,7 +43,7 @@ class LatentUpsampler(nn.Module):
             if i < len(self.ups): x = self.ups[i](x)
         return pyramid[::-1]
 
-# %% ../nbs/30_denoiser.ipynb #165a9e12
+# %% ../nbs/30_denoiser.ipynb #64c35d98
 def embed_noise_level(
     sigma: torch.Tensor, # (batch,), noise levels above 0
     channels: int,       # width of the embedding, even
@@ -53,7 +53,7 @@ def embed_noise_level(
     angles = (sigma.log() / 4)[:, None] * 1e-4 ** steps
     return torch.cat([angles.sin(), angles.cos()], -1)
 
-# %% ../nbs/30_denoiser.ipynb #97f76353
+# %% ../nbs/30_denoiser.ipynb #9a2d9fbe
 def noise_mlp(
     channels: int,    # width of the embedding
     out: int = 0,     # outputs of a last, zero-initialised linear map; 0: none, the output is `channels` wide
@@ -62,7 +62,7 @@ def noise_mlp(
     hidden = [nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()]
     return nn.Sequential(*hidden, *([zero_init(nn.Linear(channels, out))] if out else []))
 
-# %% ../nbs/30_denoiser.ipynb #e39049a4
+# %% ../nbs/30_denoiser.ipynb #a45b2afa
 class ConditionedLevel(nn.Module):
     "The residual blocks of one level, each preceded by the sum of its input, the pyramid map and, on the way up, a skip."
     def __init__(self,
@@ -79,12 +79,15 @@ class ConditionedLevel(nn.Module):
         "Returns the list of all blocks' outputs; `skips`, if given, is a list that is used up from its end."
         outputs = []
         for conv, block in zip(self.conditions, self.blocks):
-            terms = (x, conv(condition)) if skips is None else (x, skips.pop(), conv(condition))
-            x = block(sum(terms) / math.sqrt(len(terms)), noise_embedding)
+            terms = [x] if skips is None else [x, skips.pop()]
+            scale = 1 / math.sqrt(len(terms) + 1)
+            total = F.conv2d(condition, scale * conv.weight, scale * conv.bias)
+            for term in terms: total.add_(term, alpha=scale)
+            x = block(total, noise_embedding)
             outputs.append(x)
         return outputs
 
-# %% ../nbs/30_denoiser.ipynb #3d9dd6ca
+# %% ../nbs/30_denoiser.ipynb #1bcddc01
 class Denoiser(nn.Module):
     "The network F of Lin-CAE's equation 3: (scaled noisy image, noise level, pyramid) → image."
     def __init__(self,
@@ -107,12 +110,12 @@ class Denoiser(nn.Module):
         "`spec` (batch, 2, bins, frames), `sigma` (batch,), `pyramid` from the latent up-sampler → (batch, 2, bins, frames)."
         level = embed_noise_level(sigma, self.noise_channels)
         embedding, gains = self.embed(level), [1 + g(level)[:, None, :, None] for g in (self.gain_in, self.gain_out)]
-        x, skips = gains[0] * self.conv_in(fold_bins(spec, self.fold)), []
+        x, skips = self.conv_in(fold_bins(spec, self.fold)).mul_(gains[0]), []
         for i, blocks in enumerate(self.down_levels):
             skips += blocks(x, pyramid[i], embedding)
             x = self.downs[i](skips[-1]) if i < len(self.downs) else skips[-1]
         for i, blocks in enumerate(self.up_levels):
             x = blocks(x, pyramid[-i - 1], embedding, skips)[-1]
             if i < len(self.ups): x = self.ups[i](x)
-        x = (x + self.condition_out(pyramid[0])) / math.sqrt(2)
-        return unfold_bins(self.conv_out(gains[1] * F.silu(self.norm_out(x))), self.fold)
+        x = self.condition_out(pyramid[0]).add_(x).mul_(1 / math.sqrt(2))
+        return unfold_bins(self.conv_out(self.norm_out(x, silu).mul_(gains[1])), self.fold)

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['LAYER_NORM_SCALE', 'fold_bins', 'unfold_bins', 'FixedLayerNorm', 'Bottleneck', 'Encoder']
 
-# %% ../nbs/20_encoder.ipynb #06319d58
+# %% ../nbs/20_encoder.ipynb #5a6eecda
 import torch
 from einops import rearrange
 from torch import nn
 import torch.nn.functional as F
 
-from .blocks import Downsample, NetworkConfig, ResBlock, group_norm
+from .blocks import Downsample, NetworkConfig, ResBlock, group_norm, silu
 
-# %% ../nbs/20_encoder.ipynb #d7297c68
+# %% ../nbs/20_encoder.ipynb #15a4bbfd
 def fold_bins(
     spec: torch.Tensor, # (batch, 2, bins, frames)
     fold: int,          # neighbouring bins a row
@@ -29,7 +29,7 @@ def unfold_bins(
     "Inverse of `fold_bins`."
     return rearrange(image, 'b (c k) r t -> b c (r k) t', k=fold)
 
-# %% ../nbs/20_encoder.ipynb #8e0563a1
+# %% ../nbs/20_encoder.ipynb #c98a8bf0
 LAYER_NORM_SCALE = 0.06  # deviation of the latent in pa-audioic, before the scaling to unit deviation
 
 
@@ -46,7 +46,7 @@ class FixedLayerNorm(nn.Module):
         "(batch, channels, frames) → the same."
         return F.layer_norm(x.transpose(1, 2), (x.shape[1],), self.scale, self.shift).transpose(1, 2)
 
-# %% ../nbs/20_encoder.ipynb #bb603ecb
+# %% ../nbs/20_encoder.ipynb #0b627e02
 class Bottleneck(nn.Module):
     "(batch, channels·rows, frames) features → (batch, latent_channels, frames) latent."
     def __init__(self,
@@ -62,9 +62,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x):
         "(batch, channels·rows, frames) → (batch, latent_channels, frames)."
-        return self.bound(self.conv_out(F.silu(self.norm(self.blocks(self.conv_in(x))))))
+        return self.bound(self.conv_out(self.norm(self.blocks(self.conv_in(x)), silu)))
 
-# %% ../nbs/20_encoder.ipynb #32329da3
+# %% ../nbs/20_encoder.ipynb #fbba2d0e
 class Encoder(nn.Module):
     "(batch, 2, bins, frames) image → (batch, latent_channels, frames / frames_per_latent) latent."
     def __init__(self,
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
     def features(self, spec):
         "What the bottleneck sees, (batch, channels·rows, frames): richer than the latent, for downstream tasks."
-        x = self.gain * self.conv_in(fold_bins(spec, self.fold))
+        x = self.conv_in(fold_bins(spec, self.fold)).mul_(self.gain)
         for i, blocks in enumerate(self.levels):
             x = blocks(x)
             if i < len(self.downs): x = self.downs[i](x)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'AutoencoderConfig', 'preset', 'AutoencoderNetwork']
 
-# %% ../nbs/50_network.ipynb #cc92b2b7
+# %% ../nbs/50_network.ipynb #2967a3ff
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from .encoder import Encoder
 from .storage import SavedModel
 from .transform import TransformConfig
 
-# %% ../nbs/50_network.ipynb #df9c33b5
+# %% ../nbs/50_network.ipynb #d132de16
 @dataclass(frozen=True)
 class AutoencoderConfig:
     "Everything that must be known to use the weights of an autoencoder; its defaults are the published network."
@@ -33,7 +33,7 @@ class AutoencoderConfig:
         if self.window is not None and not 0 <= 2 * self.context < self.window:
             raise ValueError(f"a window of {self.window} latent frames keeps nothing between two contexts of {self.context}")
 
-# %% ../nbs/50_network.ipynb #1b3329ee
+# %% ../nbs/50_network.ipynb #2bc620a6
 PRESETS = {
     'paper': AutoencoderConfig(),
     'small': AutoencoderConfig(network=NetworkConfig(base_channels=32, bottleneck_channels=256, noise_channels=128)),
@@ -54,7 +54,7 @@ def preset(
     if name not in presets: raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/50_network.ipynb #3b458f09
+# %% ../nbs/50_network.ipynb #cf7f7b1e
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
     config_class = AutoencoderConfig

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLE', 'GENERATOR', 'COARSE', 'FINE', 'SAMPLE_ID', 'ROOT', 'riff_chunks', 'fold_tuning', 'replace_tables',
            'cache_folder', 'soundfont', 'synthesizer', 'Note', 'play']
 
-# %% ../nbs/61_soundfont.ipynb #e85ecdf3
+# %% ../nbs/61_soundfont.ipynb #09299d8b
 import os, struct, zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ import numpy as np
 from numpy import ndarray
 from .storage import atomic_write
 
-# %% ../nbs/61_soundfont.ipynb #002eac79
+# %% ../nbs/61_soundfont.ipynb #19384a35
 def riff_chunks(
     data:bytes,  # a RIFF file
 )->dict:         # name → (offset of its contents, their size in bytes); lists and their members alike
@@ -31,13 +31,13 @@ def riff_chunks(
         at += step
     return found
 
-# %% ../nbs/61_soundfont.ipynb #042164c1
+# %% ../nbs/61_soundfont.ipynb #12a17128
 SAMPLE = np.dtype([("name", "S20"), ("start", "<u4"), ("end", "<u4"), ("loop_start", "<u4"), ("loop_end", "<u4"),
                    ("rate", "<u4"), ("root", "u1"), ("cents", "i1"), ("link", "<u2"), ("type", "<u2")])
 GENERATOR = np.dtype([("kind", "<u2"), ("value", "<i2")])
 COARSE, FINE, SAMPLE_ID, ROOT = 51, 52, 53, 58  # kinds of generators, by their numbers in the SoundFont 2 specification
 
-# %% ../nbs/61_soundfont.ipynb #f9c22b90
+# %% ../nbs/61_soundfont.ipynb #cb618512
 def fold_tuning(
     data:bytes,  # a SoundFont 2 file
 )->bytes:        # the same with root keys and tunings of the instruments' zones moved into the samples' headers
@@ -65,7 +65,7 @@ def fold_tuning(
     for kind, neutral in ((COARSE, 0), (FINE, 0), (ROOT, -1)): generators["value"][generators["kind"] == kind] = neutral
     return replace_tables(data, at, generators, np.array(headers + [samples[-1]]))
 
-# %% ../nbs/61_soundfont.ipynb #e6457a01
+# %% ../nbs/61_soundfont.ipynb #6c8b824e
 def replace_tables(
     data:bytes,          # a SoundFont 2 file
     at:dict,             # its `riff_chunks`
@@ -82,7 +82,7 @@ def replace_tables(
     struct.pack_into("<I", out, 4, len(out) - 8)
     return bytes(out)
 
-# %% ../nbs/61_soundfont.ipynb #da91ffca
+# %% ../nbs/61_soundfont.ipynb #17b77254
 def cache_folder()->Path:  # exists and can be written
     "The folder for files that can be made again at any time."
     root = Path(find_spec("latentalign").origin).parents[1]
@@ -92,7 +92,7 @@ def cache_folder()->Path:  # exists and can be written
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-# %% ../nbs/61_soundfont.ipynb #246e0464
+# %% ../nbs/61_soundfont.ipynb #bb7994a9
 def soundfont(
     path:str|Path=None,  # a SoundFont (.sf2); None is the one that comes with pretty_midi
 )->Path:                 # the file in tune, in the cache
@@ -108,7 +108,7 @@ def soundfont(
         with atomic_write(tuned) as part: part.write_bytes(fold_tuning(data))
     return tuned
 
-# %% ../nbs/61_soundfont.ipynb #5a46d0cf
+# %% ../nbs/61_soundfont.ipynb #d42446b6
 @lru_cache(maxsize=8)
 def synthesizer(
     font:str,         # SoundFont file, in tune
@@ -119,7 +119,7 @@ def synthesizer(
     from symusic import Synthesizer
     return Synthesizer(font, 44100, quality)
 
-# %% ../nbs/61_soundfont.ipynb #89cb8018
+# %% ../nbs/61_soundfont.ipynb #44888195
 @dataclass(frozen=True)
 class Note:
     "One note as it is played."
@@ -129,7 +129,7 @@ class Note:
     velocity:int    # 1 … 127
     stem:str        # vocals, bass, drums or other
 
-# %% ../nbs/61_soundfont.ipynb #a306584f
+# %% ../nbs/61_soundfont.ipynb #0800bf71
 def play(
     notes:list,     # of `Note`, onsets from the beginning of the result; those outside it are left out
     program:int,    # General MIDI program, 0 … 127; for drums the kit

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'atomic_write', 'config_from_dict', 'config_to_dict', 'save_weights',
-           'load_weights', 'load_pickled_weights', 'load_strictly', 'locate', 'SavedModel']
+           'load_weights', 'save_state', 'load_pickled_weights', 'load_strictly', 'locate', 'SavedModel']
 
-# %% ../nbs/46_storage.ipynb #f929515a
+# %% ../nbs/46_storage.ipynb #11770590
 import dataclasses
+import io
 import json
 import os
 import tempfile
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/46_storage.ipynb #6fc57d57
+# %% ../nbs/46_storage.ipynb #f753a3eb
 @contextmanager
 def atomic_write(
     path, # file to be written; its folder is made if missing
@@ -37,7 +38,7 @@ def atomic_write(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/46_storage.ipynb #3c350d9e
+# %% ../nbs/46_storage.ipynb #25aff476
 FORMAT_VERSION = 1  # of config.json; raised when a field changes its meaning
 
 
@@ -47,6 +48,7 @@ def _restore(kind, value, path):
         if not isinstance(value, dict): raise ValueError(f"{path}: expected an object of fields, got {value!r}")
         known = typing.get_type_hints(kind)
         if unknown := sorted(set(value) - set(known)): raise ValueError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
+        if missing := [k for k in known if k not in value]: raise ValueError(f"{path}: missing {', '.join(missing)}")
         return kind(**{k: _restore(known[k], v, f'{path}.{k}') for k, v in value.items()})
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)): raise ValueError(f"{path}: expected a list, got {value!r}")
@@ -61,7 +63,7 @@ def config_from_dict(
     kind,       # the dataclass
     data: dict, # as made by `config_to_dict`
 ): # an instance of `kind`
-    "Rebuild a configuration; raises `ValueError` for unknown fields, values of another kind and a version newer than this package's."
+    "Rebuild a configuration; raises `ValueError` for unknown and missing fields, values of another kind and a version newer than this package's."
     if not isinstance(data, dict): raise ValueError(f"{kind.__name__}: expected an object of fields, got {data!r}")
     data = dict(data)
     version = data.pop('format_version', FORMAT_VERSION)
@@ -69,14 +71,14 @@ def config_from_dict(
         raise ValueError(f"this configuration has format version {version!r}, this latentalign knows versions up to {FORMAT_VERSION}: install a newer latentalign")
     return _restore(kind, data, kind.__name__)
 
-# %% ../nbs/46_storage.ipynb #d4327dce
+# %% ../nbs/46_storage.ipynb #f1c32928
 def config_to_dict(
     config, # a dataclass instance
 )->dict: # plain values only, ready for JSON
     "A configuration as plain values, with the format version."
     return {'format_version': FORMAT_VERSION, **dataclasses.asdict(config)}
 
-# %% ../nbs/46_storage.ipynb #d4fe635d
+# %% ../nbs/46_storage.ipynb #a6aca721
 def save_weights(
     path,          # file to be written, *.safetensors
     weights: dict, # name → tensor
@@ -85,7 +87,7 @@ def save_weights(
     with atomic_write(path) as p:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(p), metadata={'format': 'pt'})
 
-# %% ../nbs/46_storage.ipynb #d31f12be
+# %% ../nbs/46_storage.ipynb #e23bc8f4
 def load_weights(
     path, # *.safetensors
 )->dict: # name → tensor on the CPU
@@ -94,7 +96,17 @@ def load_weights(
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); was it cut off while copying?") from error
 
-# %% ../nbs/46_storage.ipynb #46d572a8
+# %% ../nbs/46_storage.ipynb #e6e0d8c7
+def save_state(
+    path,  # file to be written, *.pt
+    state, # tensors and plain values in containers
+)->None:
+    "Save what `torch.save` saves, atomically; `load_pickled_weights` reads it. Raises `OSError` naming the file if that fails."
+    memory = io.BytesIO()
+    torch.save(state, memory)
+    with atomic_write(path) as p: p.write_bytes(memory.getbuffer())
+
+# %% ../nbs/46_storage.ipynb #62192104
 def load_pickled_weights(
     path, # *.pt, *.pth
 ): # tensors in plain containers
@@ -105,7 +117,7 @@ def load_pickled_weights(
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is refused: it is damaged or holds more than tensors ({reason})") from error
 
-# %% ../nbs/46_storage.ipynb #6a652b26
+# %% ../nbs/46_storage.ipynb #de135996
 def load_strictly(
     module: torch.nn.Module, # the model to be filled
     weights: dict,           # name → tensor
@@ -120,9 +132,20 @@ def load_strictly(
         raise ValueError(f"{source} does not fit this model: {len(missing)} weights missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})")
     module.load_state_dict(weights)
 
-# %% ../nbs/46_storage.ipynb #963889fd
+# %% ../nbs/46_storage.ipynb #c7caf155
 BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # one folder a bundled model
 MODEL_FILES = ('config.json', 'model.safetensors')
+
+
+def _download(name):
+    "The folder of a model fetched from the Hub; raises `ValueError` for what is meant to lie here, and saying what the Hub says if it fails."
+    absent = f"no model {name!r}: there is no such folder here (in {Path.cwd()})"
+    first = name.split('/')[0]
+    if first == 'runs' or Path(first).is_dir(): raise ValueError(absent)
+    from huggingface_hub import snapshot_download
+    try: return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # the errors of the Hub's client and of the network have no common kind
+        raise ValueError(f"{absent}, and the Hub says: {error}") from error
 
 
 def locate(
@@ -135,23 +158,24 @@ def locate(
         bundled = sorted(p.name for p in BUNDLED.glob('*') if p.is_dir())
         if str(name).count('/') != 1 or str(name).startswith(('.', '/')):
             raise ValueError(f"no model {str(name)!r}: neither a folder, nor a Hub id (owner/name), nor bundled (bundled: {', '.join(bundled) or 'none'})")
-        from huggingface_hub import snapshot_download
-        folder = Path(snapshot_download(str(name), allow_patterns=list(MODEL_FILES)))
+        folder = _download(str(name))
     if missing := [f for f in MODEL_FILES if not (folder / f).is_file()]:
         raise ValueError(f"{folder} holds no saved model: {' and '.join(missing)} missing")
     return folder
 
-# %% ../nbs/46_storage.ipynb #1334dc70
+# %% ../nbs/46_storage.ipynb #ca75443b
 class SavedModel(torch.nn.Module):
     "A module that is built from its `config` alone and can be saved to, and loaded from, a folder or the Hub."
     config_class: type  # the dataclass that configures it
+    licence: str = ''   # of the weights, where they have one of their own; saved with them
 
     def save_pretrained(self,
         folder, # where to; made if missing
     )->None:
         "Write `config.json` and `model.safetensors`; raises `OSError` naming the file if that fails."
         save_weights(Path(folder) / 'model.safetensors', self.state_dict())
-        with atomic_write(Path(folder) / 'config.json') as p: p.write_text(json.dumps(config_to_dict(self.config), indent=2) + '\n')
+        data = config_to_dict(self.config) | ({'licence': self.licence} if self.licence else {})
+        with atomic_write(Path(folder) / 'config.json') as p: p.write_text(json.dumps(data, indent=2) + '\n')
 
     @classmethod
     def from_pretrained(cls,
@@ -159,9 +183,13 @@ class SavedModel(torch.nn.Module):
     ): # the model, in evaluation mode
         "Load a saved model; raises `ValueError` naming what is missing, damaged, newer or does not fit."
         folder = locate(name)
-        try: config = config_from_dict(cls.config_class, json.loads((folder / 'config.json').read_text()))
+        try:
+            data = json.loads((folder / 'config.json').read_text())
+            licence = data.pop('licence', '') if isinstance(data, dict) else ''
+            if not isinstance(licence, str): raise ValueError(f"licence: expected str, got {licence!r}")
+            model = cls(config_from_dict(cls.config_class, data))
         except ValueError as error: raise ValueError(f"{folder / 'config.json'}: {error}") from error
-        model = cls(config)
+        if licence: model.licence = licence
         load_strictly(model, load_weights(folder / 'model.safetensors'), folder)
         return model.eval()
 

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'VARIANTS', 'ConsistencyObjective', 'Recipe', 'RunOptions', 'averaged_model', 'held_out_clips',
            'swap_latents', 'train', 'start_from', 'write_examples', 'parse_options']
 
-# %% ../nbs/72_recipes.ipynb #eae17eaf
+# %% ../nbs/72_recipes.ipynb #27ece523
 import argparse
 import copy
 import json
@@ -25,7 +25,7 @@ from .storage import atomic_write
 from .training import RunState, TrainConfig, fit, learning_rate
 from .transform import to_spec
 
-# %% ../nbs/72_recipes.ipynb #b3cc2066
+# %% ../nbs/72_recipes.ipynb #c4fd7c37
 class ConsistencyObjective(torch.nn.Module):
     "Consistency training of an autoencoder, (batch, samples) waveforms → scalar loss."
     def __init__(self,
@@ -45,7 +45,7 @@ class ConsistencyObjective(torch.nn.Module):
         denoise = lambda x, sigma: model.denoise(x, sigma, pyramid)
         return consistency_loss(denoise, spec, t, consistency_step(progress, self.step), noise, noise_config).mean()
 
-# %% ../nbs/72_recipes.ipynb #173c4014
+# %% ../nbs/72_recipes.ipynb #272bc00b
 @dataclass(frozen=True)
 class Recipe:
     "Everything that a training of an autoencoder needs besides data."
@@ -59,7 +59,7 @@ class Recipe:
         "Length of a training crop."
         return self.crop_frames * self.model.transform.hop_length + self.model.transform.overlap
 
-# %% ../nbs/72_recipes.ipynb #c041d575
+# %% ../nbs/72_recipes.ipynb #6e1cbd10
 RECIPES = {
     'paper': Recipe(PRESETS['paper'], train=TrainConfig(precision='fp16', compile=True)),
     'small': Recipe(PRESETS['small'], crop_frames=64, train=TrainConfig(
@@ -72,7 +72,7 @@ VARIANTS = {
     'm2l': {},  # fields of the recipe that a variant changes; the baseline changes none
 }
 
-# %% ../nbs/72_recipes.ipynb #6757ecb5
+# %% ../nbs/72_recipes.ipynb #a251e6f3
 @dataclass(frozen=True)
 class RunOptions:
     "What a user chooses; raises `ValueError` that lists the known variants and presets."
@@ -109,7 +109,7 @@ class RunOptions:
         train = replace(recipe.train, seed=self.seed, precision=precision, compile=recipe.train.compile and self.on_gpu, **chosen)
         return replace(recipe, train=train)
 
-# %% ../nbs/72_recipes.ipynb #621f5ee6
+# %% ../nbs/72_recipes.ipynb #e90a7c14
 @torch.no_grad()
 def averaged_model(
     state: RunState,      # of a training with a ConsistencyObjective
@@ -123,7 +123,7 @@ def averaged_model(
     model.latent_std.copy_(model.encoder(spec.contiguous(memory_format=torch.channels_last)).std())
     return model
 
-# %% ../nbs/72_recipes.ipynb #c81a587d
+# %% ../nbs/72_recipes.ipynb #86553b64
 def held_out_clips(
     options: RunOptions,  # data and seed
     count: int = 16,      # clips
@@ -133,7 +133,7 @@ def held_out_clips(
     source = open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, split='valid')
     return torch.stack([source[16 * i] for i in range(count)])  # far apart: neighbours may come from one rendering
 
-# %% ../nbs/72_recipes.ipynb #1cac56af
+# %% ../nbs/72_recipes.ipynb #8c16059e
 @torch.no_grad()
 def swap_latents(
     model: Autoencoder,   # the model
@@ -145,7 +145,7 @@ def swap_latents(
     out = {name: model.decode(latent, length=waves.shape[-1], seed=seed) for name, latent in (('own', z), ('other', z.roll(-1, 0)))}
     return out | {f'{name}_error': mss_error(out[name], waves, model.sample_rate) for name in ('own', 'other')}
 
-# %% ../nbs/72_recipes.ipynb #2f8a54f0
+# %% ../nbs/72_recipes.ipynb #b7ca02d8
 def train(
     options: RunOptions,  # what is trained, on what, where
     on_log=None,          # called with (log records, RunState) after each log record
@@ -162,23 +162,25 @@ def train(
     state = fit(ConsistencyObjective(model, recipe.step), source, recipe.train, out, settings, options.resume, options.device, on_log)
     if torch.distributed.is_initialized() and torch.distributed.get_rank(): return out
     with atomic_write(out / 'run.json') as p: p.write_text(json.dumps(settings, indent=2) + '\n')
-    clips = held_out_clips(options)
+    clips = held_out_clips(options, 64)
     finished = averaged_model(state, clips).cpu()
     finished.save_pretrained(out)
     write_examples(finished, clips[:4], out / 'examples')
     return out
 
-# %% ../nbs/72_recipes.ipynb #077bfbf4
+# %% ../nbs/72_recipes.ipynb #fdb19243
 def start_from(
     model: Autoencoder, # to be filled
     name: str,          # a saved model of the same network
 )->None:
-    "Copy the weights of a saved model; raises `ValueError` if its network has other sizes."
+    "Copy the weights of a saved model; raises `ValueError` if its transform or network is another."
     other = Autoencoder.from_pretrained(name)
-    if other.config.network != model.config.network: raise ValueError(f"init_from={name!r} is another network: {other.config.network}, not {model.config.network}")
+    for part in ('transform', 'network'):
+        theirs, ours = getattr(other.config, part), getattr(model.config, part)
+        if theirs != ours: raise ValueError(f"init_from={name!r} has another {part}: {theirs}, not {ours}")
     model.load_state_dict(other.state_dict())
 
-# %% ../nbs/72_recipes.ipynb #24486b46
+# %% ../nbs/72_recipes.ipynb #9645e591
 def write_examples(
     model: Autoencoder,   # the model
     waves: torch.Tensor,  # (clips, samples) at the model's rate
@@ -189,16 +191,16 @@ def write_examples(
     for i, pair in enumerate(zip(waves, sounds)):
         for name, wave in zip(('original', 'reconstruction'), pair): write_audio(Path(folder) / f'{i}-{name}.wav', wave, model.sample_rate)
 
-# %% ../nbs/72_recipes.ipynb #5bb11d56
+# %% ../nbs/72_recipes.ipynb #76587100
 def parse_options(
     args=None, # list of words; None: those of the command line
 )->RunOptions: # as chosen
     "Read run options from a command line."
     parser = argparse.ArgumentParser(prog='latentalign.train', description='Train an autoencoder.')
     for f in fields(RunOptions):
-        kind = (lambda text: {'true': True, 'false': False}[text.lower()]) if f.type is bool else f.type
-        parser.add_argument(f'--{f.name}', type=kind, default=f.default, help=f'default: {f.default!r}')
+        if f.type is bool: parser.add_argument(f'--{f.name}', action=argparse.BooleanOptionalAction, default=f.default, help=f'default: {f.default}')
+        else: parser.add_argument(f'--{f.name}', type=f.type, default=f.default, help=f'default: {f.default!r}')
     return RunOptions(**vars(parser.parse_args(args)))
 
-# %% ../nbs/72_recipes.ipynb #c24777fe
+# %% ../nbs/72_recipes.ipynb #a144e327
 if __name__ == '__main__' and '__file__' in globals(): train(parse_options())  # not in a notebook

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator', 'MetricsLog', 'environment',
            'RunState', 'DivergenceError', 'fit']
 
-# %% ../nbs/70_training.ipynb #049932eb
+# %% ../nbs/70_training.ipynb #f913259c
 import json
 import math
 import platform
@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from .storage import atomic_write, load_pickled_weights
+from .storage import atomic_write, load_pickled_weights, save_state
 
-# %% ../nbs/70_training.ipynb #f1c3d469
+# %% ../nbs/70_training.ipynb #2cdc82a8
 @dataclass(frozen=True)
 class TrainConfig:
     "How a model is trained; raises `ValueError` for settings that cannot be."
@@ -45,10 +45,13 @@ class TrainConfig:
     def __post_init__(self):
         for name in ('steps', 'batch_size', 'average_every', 'accumulate', 'log_every', 'checkpoint_every'):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be 1 or above, got {getattr(self, name)}")
+        if not 0 <= self.average < 1: raise ValueError(f"average must be in [0, 1), got {self.average}")
+        if not (self.learning_rate > 0 and self.final_learning_rate >= 0 and self.warmup >= 0):
+            raise ValueError(f"learning rates and warm-up must not be negative, got {self.learning_rate}, {self.final_learning_rate}, {self.warmup}")
         if self.checkpoint_every % self.log_every: raise ValueError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every}), so that a resumed run logs what the whole run does")
         if self.precision not in ('no', 'fp16', 'bf16'): raise ValueError(f"unknown precision {self.precision!r}; known: no, fp16, bf16")
 
-# %% ../nbs/70_training.ipynb #acbed979
+# %% ../nbs/70_training.ipynb #aae7662e
 def learning_rate(
     step: int,            # steps done so far
     config: TrainConfig,  # schedule
@@ -58,7 +61,7 @@ def learning_rate(
     progress = (step - config.warmup) / max(config.steps - 1 - config.warmup, 1)
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
-# %% ../nbs/70_training.ipynb #cc19a592
+# %% ../nbs/70_training.ipynb #71728eb3
 class WeightAverage:
     "Exponential moving average of a module's trained parameters."
     def __init__(self,
@@ -83,7 +86,7 @@ class WeightAverage:
         "The module's state with its trained parameters replaced by their averages."
         return module.state_dict() | self.values
 
-# %% ../nbs/70_training.ipynb #d9a90540
+# %% ../nbs/70_training.ipynb #b5e999a1
 class StepSampler(Sampler):
     "Batches of item numbers from one step on; other processes get other numbers."
     def __init__(self,
@@ -102,7 +105,7 @@ class StepSampler(Sampler):
             start = (k * self.world + self.rank) * self.size
             yield list(range(start, start + self.size))
 
-# %% ../nbs/70_training.ipynb #8b9e240e
+# %% ../nbs/70_training.ipynb #e4b9047c
 def step_generator(
     seed: int,      # of the run
     step: int,      # batch number
@@ -113,7 +116,7 @@ def step_generator(
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) & (2**63 - 1))
 
-# %% ../nbs/70_training.ipynb #5bc826a3
+# %% ../nbs/70_training.ipynb #78cddb69
 class MetricsLog:
     "`metrics.jsonl`: one JSON object a line; starts with the records up to `step` that are there already."
     def __init__(self,
@@ -133,7 +136,7 @@ class MetricsLog:
         self.records.append(record)
         with open(self.path, 'a') as f: f.write(json.dumps(record) + '\n')
 
-# %% ../nbs/70_training.ipynb #e318d6e3
+# %% ../nbs/70_training.ipynb #2a7f6104
 def environment()->dict: # plain values
     "What a run was made with: versions, machine, threads, accelerator."
     packages = ('latentalign', 'torch', 'torchaudio', 'numpy', 'accelerate')
@@ -141,7 +144,7 @@ def environment()->dict: # plain values
             'accelerator': torch.cuda.get_device_name() if torch.cuda.is_available() else 'none',
             **{p: version(p) for p in packages}}
 
-# %% ../nbs/70_training.ipynb #19cccf7b
+# %% ../nbs/70_training.ipynb #bdc6db94
 class RunState:
     "Model, averaged weights, optimiser and step of a run, and the file they are kept in."
     def __init__(self,
@@ -150,7 +153,7 @@ class RunState:
         settings: dict,             # plain values that a resumed run must share
         path,                       # checkpoint file
     ):
-        self.objective, self.settings, self.path, self.step = objective, settings, Path(path), 0
+        self.objective, self.settings, self.path, self.step, self.scaler = objective, settings, Path(path), 0, None
         trained = [p for p in objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.RAdam(trained, lr=config.learning_rate, foreach=True)
         self.average = WeightAverage(objective, config.average)
@@ -158,12 +161,15 @@ class RunState:
     def save(self):
         "Write the checkpoint, whole or not at all."
         state = {'step': self.step, 'settings': json.dumps(self.settings, sort_keys=True), 'model': self.objective.state_dict(),
-                 'optimizer': self.optimizer.state_dict(), 'average': self.average.values, 'updates': self.average.updates}
-        with atomic_write(self.path) as p: torch.save(state, p)
+                 'optimizer': self.optimizer.state_dict(), 'average': self.average.values, 'updates': self.average.updates,
+                 'scaler': self.scaler.state_dict() if self.scaler else {}}
+        save_state(self.path, state)
 
     def load(self):
-        "Go on from the checkpoint; raises `ValueError` naming the settings that differ from those it was made with."
+        "Go on from the checkpoint; raises `ValueError` if it is none, and naming the settings that differ from those it was made with."
         state = load_pickled_weights(self.path)
+        if not isinstance(state, dict) or not {'step', 'settings', 'model', 'optimizer', 'average', 'updates', 'scaler'} <= state.keys():
+            raise ValueError(f"{self.path} is no checkpoint of a run")
         before, now = json.loads(state['settings']), json.loads(json.dumps(self.settings))
         if differ := [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]:
             changes = ', '.join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differ)
@@ -171,10 +177,18 @@ class RunState:
         self.objective.load_state_dict(state['model']); self.optimizer.load_state_dict(state['optimizer'])
         for k, v in state['average'].items(): self.average.values[k].copy_(v)
         self.average.updates, self.step = state['updates'], state['step']
+        if self.scaler and state['scaler']: self.scaler.load_state_dict(state['scaler'])
 
-# %% ../nbs/70_training.ipynb #8646701b
+# %% ../nbs/70_training.ipynb #ba8832df
 class DivergenceError(RuntimeError):
-    "The loss became NaN or infinite."
+    "The loss or its gradient became NaN or infinite."
+
+
+def _check_finite(value, what, state):
+    "Stop the run before the weights are touched."
+    if not torch.isfinite(value):
+        raise DivergenceError(f"the {what} is {value.item()} at step {state.step + 1}: the run is stopped; {state.path} holds the last good state. "
+                              "With the same settings it would end here again: start over (resume=False, or another `out`), with precision='no' if it was another")
 
 
 def _train_step(accelerator, objective, state, batches, config):
@@ -184,17 +198,17 @@ def _train_step(accelerator, objective, state, batches, config):
         count = state.step * config.accumulate + i
         generator = step_generator(config.seed, count, accelerator.process_index, accelerator.device)
         loss = objective(next(batches).to(accelerator.device), state.step / config.steps, generator)
-        if not torch.isfinite(loss):
-            raise DivergenceError(f"the loss is {loss.item()} at step {state.step + 1}: the run is stopped; {state.path} holds the last good state. A lower learning_rate or precision='no' may help")
+        _check_finite(loss, 'loss', state)
         accelerator.backward(loss / config.accumulate)
         total += loss.detach() / config.accumulate
     norm = accelerator.clip_grad_norm_(state.optimizer.param_groups[0]['params'], math.inf)
+    if state.scaler is None: _check_finite(norm, 'gradient', state)  # the scaler of fp16 skips such steps itself
     for group in state.optimizer.param_groups: group['lr'] = learning_rate(state.step, config)
     state.optimizer.step(); state.optimizer.zero_grad()
     state.step += 1
     return total, norm
 
-# %% ../nbs/70_training.ipynb #83016e31
+# %% ../nbs/70_training.ipynb #95379608
 def fit(
     objective: torch.nn.Module,  # forward(batch, progress in [0, 1), generator) → scalar loss
     source: Dataset,             # item i is always the same tensor
@@ -209,6 +223,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == 'cpu')
     out, torch_objective = Path(out), objective.to(accelerator.device)
     state = RunState(torch_objective, config, settings, out / 'checkpoint.pt')
+    state.scaler = accelerator.scaler  # of fp16, None otherwise
     if resume and state.path.exists(): state.load()
     model = accelerator.prepare(torch_objective)
     state.optimizer = accelerator.prepare(state.optimizer)
@@ -221,7 +236,7 @@ def fit(
     _loop(accelerator, model, state, source, config, log, on_log)
     return state
 
-# %% ../nbs/70_training.ipynb #42feeb8c
+# %% ../nbs/70_training.ipynb #8cd20fe5
 def _loop(accelerator, model, state, source, config, log, on_log):
     "The steps that are left, with progress bar, logs and checkpoints."
     first, last = (k * config.accumulate for k in (state.step, config.steps))
@@ -235,7 +250,7 @@ def _loop(accelerator, model, state, source, config, log, on_log):
         if state.step % config.average_every == 0 or state.step == config.steps: state.average.update(state.objective)
         if log and (state.step % config.log_every == 0 or state.step == config.steps):
             seconds = (time.perf_counter() - start) / len(losses)
-            log.add(step=state.step, loss=torch.stack(losses).mean().item(), gradient_norm=norm.item(),
+            log.add(step=state.step, loss=torch.stack(losses).mean().item(), gradient_norm=norm.item() if norm.isfinite() else None,
                     learning_rate=learning_rate(state.step - 1, config), seconds_per_step=seconds)
             bar.set_postfix({'loss': f"{log.records[-1]['loss']:.4g}", 's/step': f'{seconds:.2f}'}, refresh=False)
             if on_log: on_log(log.records, state)

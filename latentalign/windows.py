@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Window', 'windows', 'Framing', 'frame_piece', 'frame_noise']
 
-# %% ../nbs/48_windows.ipynb #22d00a10
+# %% ../nbs/48_windows.ipynb #0b174992
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 
 from .transform import TransformConfig
 
-# %% ../nbs/48_windows.ipynb #1d94217e
+# %% ../nbs/48_windows.ipynb #fccc2001
 class Window(NamedTuple):
     "Latent frames `start:stop` that the network sees, of which `keep_start:keep_stop` are kept."
     start: int
@@ -22,7 +22,7 @@ class Window(NamedTuple):
     keep_start: int
     keep_stop: int
 
-# %% ../nbs/48_windows.ipynb #0c916121
+# %% ../nbs/48_windows.ipynb #00ef9ad1
 def windows(
     frames: int,         # latent frames of the piece
     window: int | None,  # latent frames the network sees at a time; None: all of them
@@ -35,7 +35,7 @@ def windows(
     edges = [0, *(s + context for s in starts[1:]), frames]
     return [Window(s, s + window, *kept) for s, kept in zip(starts, zip(edges, edges[1:]))]
 
-# %% ../nbs/48_windows.ipynb #21ba7aff
+# %% ../nbs/48_windows.ipynb #1eb16d71
 @dataclass(frozen=True)
 class Framing:
     "How samples and latent frames correspond in one piece."
@@ -52,7 +52,7 @@ class Framing:
         step = self.hops * self.hop_length
         return start * step - self.start, stop * step + 3 * self.hop_length - self.start
 
-# %% ../nbs/48_windows.ipynb #f9578f9e
+# %% ../nbs/48_windows.ipynb #40eba169
 def frame_piece(
     samples: int,                # samples of the piece, at the model's rate
     transform: TransformConfig,  # hop
@@ -67,7 +67,7 @@ def frame_piece(
     frames = -(-(samples + tail) // step) if padded else (samples - tail) // step
     return Framing(frames, tail if padded else 0, hops, transform.hop_length)
 
-# %% ../nbs/48_windows.ipynb #f4b1952e
+# %% ../nbs/48_windows.ipynb #4dbd612c
 def frame_noise(
     start: int,               # first latent frame
     stop: int,                # latent frame after the last

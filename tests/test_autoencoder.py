@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import huggingface_hub
@@ -14,10 +15,11 @@ import torch
 
 from latentalign import Autoencoder
 from latentalign.blocks import NetworkConfig
+from latentalign.command import describe_model
 from latentalign.network import PRESETS, AutoencoderConfig
 from latentalign.public_weights import PUBLIC, read_public
 from latentalign.storage import (FORMAT_VERSION, atomic_write, config_from_dict, config_to_dict, load_pickled_weights, load_weights,
-                                 save_weights)
+                                 save_state, save_weights)
 from latentalign.transform import TransformConfig
 from latentalign.windows import windows
 
@@ -237,6 +239,18 @@ def test_every_preset_survives_json(name):
     assert config_from_dict(AutoencoderConfig, json.loads(json.dumps(config_to_dict(PRESETS[name])))) == PRESETS[name]
 
 
+def test_the_licence_of_the_weights_is_kept(ae, saved):
+    assert "licence" not in (saved/"config.json").read_text() and "licence" not in describe_model(ae)
+    model = Autoencoder.from_pretrained(saved)
+    assert model.licence == ""
+    model.licence = "CC BY-NC 4.0"
+    model.save_pretrained(saved)
+    back = Autoencoder.from_pretrained(saved)
+    assert json.loads((saved/"config.json").read_text())["licence"] == back.licence == "CC BY-NC 4.0" and back.config == ae.config
+    assert back.with_window(None).licence == describe_model(back)["licence"] == "CC BY-NC 4.0"
+    assert Autoencoder.licence == ae.licence == ""
+
+
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError) as e: Autoencoder.from_preset("huge")
     assert all(word in str(e.value) for word in ("'huge'", *PRESETS))
@@ -247,6 +261,24 @@ def test_a_model_that_is_nowhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(name)
     assert repr(name) in str(e.value) or "config.json" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["runs/m2l", "here/model"])
+def test_a_folder_that_is_not_there_is_not_asked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
+    (tmp_path/"here").mkdir()
+    with pytest.raises(ValueError, match="no such folder") as e: Autoencoder.from_pretrained(name)
+    assert repr(name) in str(e.value) and str(tmp_path) in str(e.value)
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), ValueError("no such repository"), RuntimeError("something")])
+def test_errors_of_the_hub_are_told(error, tmp_path, monkeypatch):
+    def download(*_, **__): raise error
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ValueError, match="the Hub says") as e: Autoencoder.from_pretrained("owner/name")
+    assert all(word in str(e.value) for word in ("'owner/name'", str(tmp_path), str(error)))
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
@@ -287,6 +319,10 @@ def change(saved, edit):
     (lambda d: d["network"].update(depth=9), ["network", "'depth'", "base_channels"]),
     (lambda d: d.update(network=7), ["network", "7"]),
     (lambda d: d.update(window=4), ["4"]),
+    (lambda d: d.update(licence=4), ["licence", "4"]),
+    (lambda d: d.pop("window"), ["missing window"]),
+    (lambda d: d["transform"].clear(), ["transform", "missing sample_rate, hop_length, alpha, beta"]),
+    (lambda d: d["network"].pop("fold"), ["network", "missing fold"]),
     (lambda d: d["network"].update(bins=300), ["300"])])
 def test_a_config_that_is_newer_or_foreign(saved, edit, words):
     change(saved, edit)
@@ -330,12 +366,42 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no pickle at all", pickle.dumps([1, 2, 3]), pickle.dumps({}), pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no pickle at all", pickle.dumps([1, 2, 3]), pickle.dumps({}), pickle.dumps({"a": 1}),
+                                     pickle.dumps({"gen_state_dict": {}}), pickle.dumps({"gen_state_dict": [1, 2]})])
 def test_a_foreign_pickle_is_refused(tmp_path, content):
     path = tmp_path/"weights.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError) as e: Autoencoder.from_public("m2l", path)
     assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("content", [{1: torch.zeros(1)}, {"gen_state_dict": torch.zeros(3)}, {"gen_state_dict": {1: torch.zeros(1)}},
+                                     {"a": torch.zeros(1), "epoch": 3}, torch.zeros(3)])
+def test_foreign_tensors_are_refused(tmp_path, content):
+    path = tmp_path/"weights.pth"
+    torch.save(content, path)
+    for name in ("m2l", "music2latent"):
+        with pytest.raises(ValueError) as e: read_public(name, path)
+        assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("settings", ["{hop_size", "\x00", "", "7", "[512]", "hop_size: 512", "{hop_size: '512', alpha_rescale: .65, beta_rescale: .34}",
+                                      "{hop_size: 512, alpha_rescale: , beta_rescale: .34}", "{hop_size: 512, alpha_rescale: .65, beta_rescale: [.34]}"])
+def test_foreign_settings_are_refused(tmp_path, settings):
+    torch.save({"a": torch.zeros(1)}, tmp_path/"weights.pth")
+    (tmp_path/"frontend_kwargs_last.yaml").write_text(settings)
+    with pytest.raises(ValueError) as e: read_public("lin-cae", tmp_path/"weights.pth")
+    assert str(tmp_path/"frontend_kwargs_last.yaml") in str(e.value)
+
+
+def test_settings_are_read_and_assumed_with_a_warning(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path/"weights.pth")
+    with pytest.warns(UserWarning, match="hop 512, alpha 0.65, beta 0.34"): config, _ = read_public("lin-cae", tmp_path/"weights.pth")
+    assert config.transform == TransformConfig()
+    (tmp_path/"frontend_kwargs_last.yaml").write_text("{hop_size: 512, alpha_rescale: .5, beta_rescale: 1}")
+    with warnings.catch_warnings(action="error"):
+        assert read_public("lin-cae", tmp_path/"weights.pth")[0].transform == TransformConfig(alpha=.5, beta=1)
+        assert read_public("music2latent", tmp_path/"weights.pth")[0].transform == TransformConfig()
 
 
 def test_a_truncated_pickle_is_refused(tmp_path):
@@ -350,13 +416,20 @@ def test_a_truncated_pickle_is_refused(tmp_path):
 
 def test_public_weights_that_do_not_fit_or_are_not_there(tmp_path):
     torch.save({"a": torch.zeros(3)}, tmp_path/"weights.pth")
-    with pytest.raises(ValueError, match="missing"): Autoencoder.from_public("lin-cae", tmp_path/"weights.pth")
+    with pytest.raises(ValueError, match="missing"), pytest.warns(UserWarning, match="assumed"): Autoencoder.from_public("lin-cae", tmp_path/"weights.pth")
     with pytest.raises(ValueError) as e: Autoencoder.from_public("lin-cae-3")
     assert all(name in str(e.value) for name in ("'lin-cae-3'", *PUBLIC))
     with pytest.raises(ValueError, match="inference_model"): Autoencoder.from_public("lin-cae", tmp_path)
 
 
 # ---- nothing is lost
+
+def test_a_state_comes_back(tmp_path):
+    state = {"step": 3, "model": {"a": torch.arange(5.)}, "settings": "{}", "scaler": {}}
+    save_state(tmp_path/"deep/state.pt", state)
+    back = load_pickled_weights(tmp_path/"deep/state.pt")
+    assert torch.equal(back["model"].pop("a"), state["model"].pop("a")) and back == state
+
 
 def old_and_new(tmp_path):
     path = tmp_path/"old.txt"
@@ -377,11 +450,12 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path):
 SAVE_ON_A_FULL_DISK = """
 import resource, signal, sys
 from latentalign import Autoencoder
+from latentalign.storage import save_state
 model = Autoencoder.from_pretrained(sys.argv[1])
 model.latent_std.fill_(7)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-try: model.save_pretrained(sys.argv[1])
+try: model.save_pretrained(sys.argv[1]) if sys.argv[3] == "model" else save_state(sys.argv[1] + "/state.pt", model.state_dict())
 except OSError as e: print(e)
 """
 
@@ -391,10 +465,13 @@ def python(script, *args, **options):
                           env=os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}, **options)
 
 
-def test_a_full_disk_keeps_the_old_model(ae, saved):
+@pytest.mark.parametrize("what, file", [("model", "model.safetensors"), ("state", "state.pt")])
+@pytest.mark.parametrize("room", [0, 100_000])  # bytes that the disk still takes
+def test_a_full_disk_keeps_the_old_file(ae, saved, what, file, room):
+    save_state(saved/"state.pt", ae.state_dict())
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
-    done = python(SAVE_ON_A_FULL_DISK, saved, 100_000)
-    assert done.returncode == 0 and "could not write" in done.stdout and "model.safetensors" in done.stdout, done.stdout + done.stderr
+    done = python(SAVE_ON_A_FULL_DISK, saved, room, what)
+    assert done.returncode == 0 and f"could not write {saved/file}" in done.stdout, done.stdout + done.stderr
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 

@@ -1,9 +1,9 @@
 "Audio files, rendered scores and data set layouts."
-import gzip, json, pickle, warnings
+import gzip, inspect, json, pickle, warnings
 import numpy as np, pytest, soundfile, torch
 from torch.utils.data import DataLoader, Subset
-from latentalign.audio import find_audio, read_audio, resample, write_audio
-from latentalign.audio_files import AudioFiles, AudioFolder, held_out, level_db, read_segment, split_files
+from latentalign.audio import check_wave, find_audio, read_audio, resample, write_audio
+from latentalign.audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, AudioFiles, AudioFolder, held_out, level_db, read_segment, split_files
 from latentalign.datasets import LAYOUTS, PAPERS_WEIGHTS, layout_items, matching_files, open_source, papers_mixture, stem_tracks
 
 
@@ -42,7 +42,23 @@ def test_resampling_turns_the_right_axis_and_keeps_the_type():
     got = resample(wave, 48000, 24000)
     assert isinstance(got, torch.Tensor) and got.shape == (2, 3, 2400)
     assert got[0].abs().max() == 0 and got[1, :2].abs().max() == 0 and got[1, 2].abs().max() > .4
-    with pytest.raises(ValueError, match="-1"): resample(wave, -1, 44100)
+    for bad in (-1, True, False, "cd", None, float("nan")):
+        with pytest.raises(ValueError, match=str(bad)): resample(wave, bad, 44100)
+        with pytest.raises(ValueError, match=str(bad)): resample(wave, 44100, bad)
+
+@pytest.mark.parametrize("dtype", ["f2", "<f4", ">f4", "<f8", ">f8", "longdouble"])
+def test_every_floating_array_is_a_wave(dtype):
+    wave = np.arange(12).reshape(2, 6).astype(dtype)
+    for view in (wave, wave[::-1], wave[:, ::-1], wave[:, ::-2], wave[1, ::-1], wave.T[::-1], wave[:1, -1:][::-1, ::-1]):
+        got = check_wave(view)
+        assert got.dtype == torch.float32 and got.tolist() == view.tolist()
+        resample(view, 44100, 22050)
+
+@pytest.mark.parametrize("bad, word", [(np.zeros(4, ">i2"), "int16"), (np.zeros(4, "u2"), "uint16"), (np.zeros(4, bool), "bool"), (np.zeros(4, complex), "complex128"),
+                                       (np.array(["a"]), "floating"), (np.array([None]), "object"), (torch.zeros(4, dtype=torch.int16), "int16"),
+                                       (np.float32(1), "empty"), (np.zeros((2, 0), ">f4"), "empty"), (np.array([1e39, np.nan]), "2 samples")])
+def test_what_is_no_wave_is_named(bad, word):
+    with warnings.catch_warnings(action="error"), pytest.raises(ValueError, match=word): check_wave(bad)
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
 @pytest.mark.parametrize("rate", [16000, 44100, 48000])
@@ -115,6 +131,18 @@ def test_subfolders_are_searched_and_hidden_files_are_not(folder):
     (folder/"._deep.wav").write_bytes(b"not audio")
     (folder/"notes.txt").write_text("not audio")
     assert [p.name for p in find_audio(folder)] == ["one.wav", "three.ogg", "two.flac", "deep.WAV"]
+
+def test_no_folder_is_searched_twice_and_hidden_ones_are_not(folder, tmp_path):
+    names = ["one.wav", "three.ogg", "two.flac"]
+    (folder/"loop").symlink_to(folder)
+    (folder/"up").symlink_to(folder.parent)
+    (folder/".trash/inner").mkdir(parents=True)
+    write_audio(folder/".trash/inner/gone.wav", sine(100, 8000, 1), 8000)
+    assert [p.name for p in find_audio(folder)] == names
+    (tmp_path/"elsewhere").mkdir()
+    (tmp_path/"elsewhere/link").symlink_to(folder)               # links are followed
+    assert [p.name for p in find_audio(tmp_path/"elsewhere/link")] == [p.name for p in find_audio(tmp_path/"elsewhere")] == names
+    assert [p.name for p in find_audio(folder/".trash")] == ["gone.wav"]
 
 def test_a_damaged_file_is_reported_once_and_left_out(folder):
     (folder/"broken.flac").write_bytes((folder/"two.flac").read_bytes()[:50])
@@ -260,6 +288,14 @@ def test_open_source_opens_folders_and_lists_what_it_knows(sets):
     assert isinstance(open_source(sets/"e-gmd"), AudioFiles)
     for bad in ("score", "jamendo:/tmp", "/no/such/folder"):
         with pytest.raises(ValueError, match="known: scores.*musdb18-hq"): open_source(bad)
+
+
+def test_all_sources_have_the_same_defaults():
+    from latentalign.scores import RenderedScores
+    for source in (AudioFiles, AudioFolder, RenderedScores, papers_mixture, open_source):
+        given = {name: p.default for name, p in inspect.signature(source).parameters.items()}
+        assert (given["crop"], given["sample_rate"], given["seed"]) == (CROP, SAMPLE_RATE, 0) == (32768, 44100, 0), source
+        assert given.get("min_level_db", MIN_LEVEL_DB) == MIN_LEVEL_DB == -60
 
 
 # rendered scores
