@@ -29,6 +29,6 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_path"]: ["**/*.json", "**/*.safetensors"]},
+    package_data={cfg["lib_path"]: ["**/*.json", "**/*.safetensors", "**/*.md"]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

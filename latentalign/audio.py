@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'check_wave', 'resample', 'read_audio', 'read_channels', 'write_audio', 'find_files', 'find_audio']
 
-# %% ../nbs/47_audio.ipynb #ac24940d
+# %% ../nbs/47_audio.ipynb #8f1c9dfe
 import io, math, numbers, os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,22 +16,24 @@ from torch import Tensor
 
 from .storage import atomic_write
 
-# %% ../nbs/47_audio.ipynb #37692593
+# %% ../nbs/47_audio.ipynb #b0a59379
 def check_wave(
     wave:ndarray|Tensor,  # (..., samples), full scale ±1
 )->Tensor:                # (..., samples), float32
     "The wave as a float32 tensor. Raises ValueError if it is empty, of integers, or holds NaN or infinity."
     if not isinstance(wave, Tensor): wave = np.asarray(wave)
-    if not (wave.is_floating_point() if isinstance(wave, Tensor) else wave.dtype.kind == "f"):
-        raise ValueError(f"a wave must be floating point with full scale ±1, got {wave.dtype}; divide integers by their full scale first")
+    floating, kind = (wave.is_floating_point(), wave.dtype) if isinstance(wave, Tensor) else (wave.dtype.kind == "f", wave.dtype.name)
+    if not floating:
+        raise ValueError(f"a wave must be floating point with full scale ±1, got {kind}; divide integers by their full scale first")
     if wave.ndim == 0 or 0 in wave.shape: raise ValueError(f"the wave is empty: its shape is {tuple(wave.shape)}")
     if isinstance(wave, ndarray):  # torch knows neither reversed arrays nor foreign byte orders
+        if min(wave.strides) < 0: wave = wave.copy()
         with np.errstate(over="ignore"): wave = torch.from_numpy(np.ascontiguousarray(wave, dtype="f4"))
     wave = wave.float()
     if bad := int((~torch.isfinite(wave)).sum()): raise ValueError(f"the wave holds {bad} samples that are NaN or infinite")
     return wave
 
-# %% ../nbs/47_audio.ipynb #770aaaf8
+# %% ../nbs/47_audio.ipynb #188fdc94
 def resample(
     wave:ndarray|Tensor, # (..., samples), floating point
     rate_in:float,       # sample rate of `wave`, Hz
@@ -47,10 +49,10 @@ def resample(
         x = np.ascontiguousarray(y).reshape(*x.shape[:-1], y.shape[-1])
     return torch.from_numpy(x) if isinstance(wave, Tensor) else x
 
-# %% ../nbs/47_audio.ipynb #794c9158
+# %% ../nbs/47_audio.ipynb #a253cda4
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 
-# %% ../nbs/47_audio.ipynb #42fd1673
+# %% ../nbs/47_audio.ipynb #b144f616
 def read_audio(
     path:str|Path,         # a file of one of the `AUDIO_SUFFIXES`
     sample_rate:int=None,  # rate wanted, Hz; None keeps the file's own
@@ -65,7 +67,7 @@ def read_audio(
     rate_out = rate if sample_rate is None else sample_rate
     return torch.from_numpy(resample(wave, rate, rate_out)), rate_out
 
-# %% ../nbs/47_audio.ipynb #7c6e9235
+# %% ../nbs/47_audio.ipynb #6833ba97
 def read_channels(
     path:str|Path,  # a file of one of the `AUDIO_SUFFIXES`
 )->Iterator[tuple[ndarray, int]]: # one channel after the other: (samples,), float32, and the sample rate in Hz
@@ -84,7 +86,7 @@ def read_channels(
         yield wave[:n], rate
         channel += 1
 
-# %% ../nbs/47_audio.ipynb #c3f6e445
+# %% ../nbs/47_audio.ipynb #222d3c25
 _FORMATS = {".wav": ("WAV", "FLOAT"), ".flac": ("FLAC", "PCM_24"), ".aiff": ("AIFF", "PCM_24"), ".aif": ("AIFF", "PCM_24")}
 _LOSSY = {".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS")}
 
@@ -98,7 +100,7 @@ def _write_blocks(file, wave, sample_rate, kind, subtype):
         if e.code == 2: raise OSError("the disk is full, or cannot be written to") from e  # libsndfile's SF_ERR_SYSTEM
         raise ValueError(f"{kind} cannot hold {len(wave)} channels at {sample_rate} Hz: {e}") from e
 
-# %% ../nbs/47_audio.ipynb #97efb0a4
+# %% ../nbs/47_audio.ipynb #d2eef362
 def write_audio(
     path:str|Path,        # where to; the suffix, one of `AUDIO_SUFFIXES`, decides the format
     wave:ndarray|Tensor,  # (channels, samples) or (samples,), full scale ±1
@@ -116,7 +118,7 @@ def write_audio(
             part.write_bytes(memory.getbuffer())
     return path
 
-# %% ../nbs/47_audio.ipynb #94714bd4
+# %% ../nbs/47_audio.ipynb #7a940dc1
 def find_files(
     folder:str|Path,  # searched with all its subfolders
     suffixes:tuple,   # in lower case, with the dot
@@ -133,7 +135,7 @@ def find_files(
     if not found: raise ValueError(f"nothing in {folder}: no file below it ends in {', '.join(suffixes)}")
     return sorted(found)
 
-# %% ../nbs/47_audio.ipynb #8350ebd2
+# %% ../nbs/47_audio.ipynb #c929c5c7
 def find_audio(
     folder:str|Path,  # searched with all its subfolders
 )->list[Path]:        # sorted

@@ -8,7 +8,7 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'COMMANDS', 'find_inputs', 'plan_f
            'add_encode', 'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'describe_model',
            'describe_latents', 'add_info', 'main']
 
-# %% ../nbs/58_command_line.ipynb #70dad940
+# %% ../nbs/58_command_line.ipynb #9f37870c
 import argparse
 import hashlib
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/58_command_line.ipynb #367be6ac
+# %% ../nbs/58_command_line.ipynb #3ebb2321
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -36,7 +36,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/58_command_line.ipynb #b9aeeb8f
+# %% ../nbs/58_command_line.ipynb #53dc6a0c
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -54,7 +54,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/58_command_line.ipynb #829a73bb
+# %% ../nbs/58_command_line.ipynb #56fd3fa4
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -76,7 +76,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/58_command_line.ipynb #3f748781
+# %% ../nbs/58_command_line.ipynb #4fd7da4f
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -97,7 +97,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/58_command_line.ipynb #94b17f45
+# %% ../nbs/58_command_line.ipynb #93d9963f
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -110,7 +110,7 @@ def fingerprint(
         known.update(weight.detach().cpu().contiguous().numpy().data)
     return known.hexdigest()[:16]
 
-# %% ../nbs/58_command_line.ipynb #2b1a63fe
+# %% ../nbs/58_command_line.ipynb #b818ec37
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -123,7 +123,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/58_command_line.ipynb #b7840eef
+# %% ../nbs/58_command_line.ipynb #ac764aa2
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -135,7 +135,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/58_command_line.ipynb #f13f402d
+# %% ../nbs/58_command_line.ipynb #553afd3b
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -151,7 +151,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/58_command_line.ipynb #935c40c6
+# %% ../nbs/58_command_line.ipynb #75d3fb90
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -169,7 +169,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/58_command_line.ipynb #bedaeb64
+# %% ../nbs/58_command_line.ipynb #95076355
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -185,7 +185,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/58_command_line.ipynb #2fc2bd2e
+# %% ../nbs/58_command_line.ipynb #49450fe3
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -207,7 +207,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help="run folder, bundled name, Hub id (owner/name), or public:NAME[=FILE] for published weights")
     parser.add_argument('--device', help="cpu, cuda, ...; without it a GPU if there is one")
 
-# %% ../nbs/58_command_line.ipynb #8e0cdb03
+# %% ../nbs/58_command_line.ipynb #cbd3e634
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -222,7 +222,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/58_command_line.ipynb #d6b8427a
+# %% ../nbs/58_command_line.ipynb #6d058173
 def add_sound(
     parser, # to be filled in
 )->None:
@@ -248,7 +248,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/58_command_line.ipynb #6ef5ebe7
+# %% ../nbs/58_command_line.ipynb #a897ce4d
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -267,7 +267,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/58_command_line.ipynb #4efe0437
+# %% ../nbs/58_command_line.ipynb #e9993bce
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -291,7 +291,7 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/58_command_line.ipynb #fc419063
+# %% ../nbs/58_command_line.ipynb #e1534f9c
 def add_info(
     parser, # to be filled in
 )->None:
@@ -304,7 +304,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/58_command_line.ipynb #77351f80
+# %% ../nbs/58_command_line.ipynb #42ada5e9
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),

@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'PAPERS_WEIGHTS', 'Layout', 'matching_files', 'StemTrack', 'sum_waves', 'stem_tracks', 'layout_items',
            'papers_mixture', 'open_source']
 
-# %% ../nbs/64_datasets.ipynb #62791cac
+# %% ../nbs/64_datasets.ipynb #80615713
 import re, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from .audio import find_audio, read_audio
-from .audio_files import AudioFiles, AudioFolder, level_db, split_files
+from .audio_files import CROP, SAMPLE_RATE, AudioFiles, AudioFolder, level_db, split_files
 from .scores import RenderedScores
 
-# %% ../nbs/64_datasets.ipynb #3284b872
+# %% ../nbs/64_datasets.ipynb #0d0ce871
 @dataclass(frozen=True)
 class Layout:
     "How a data set lies on the disk."
@@ -25,7 +25,7 @@ class Layout:
     expected:str  # the layout in words, for error messages
     pattern:str   # regular expression that the path of each file matches, `/` between its parts
 
-# %% ../nbs/64_datasets.ipynb #733337f1
+# %% ../nbs/64_datasets.ipynb #c39c8ac3
 LAYOUTS = {
     "mtg-jamendo": Layout("MTG-Jamendo", "NN/*.mp3 with NN from 00 to 99", r"(.*/)?\d\d/[^/]+\.mp3"),
     "moisesdb": Layout("MoisesDB", "TRACK/STEM/*.wav and TRACK/data.json", r"(?P<track>.*[^/]+)/(?P<stem>[^/]+)/[^/]+\.wav"),
@@ -38,7 +38,7 @@ LAYOUTS = {
                          r"(?P<track>(.*/)?(train|test)/[^/]+)/(?P<stem>mixture|vocals|bass|drums|other)\.wav"),
 }
 
-# %% ../nbs/64_datasets.ipynb #eb37ec49
+# %% ../nbs/64_datasets.ipynb #52646c65
 def matching_files(
     name:str,       # one of `LAYOUTS`
     root:str|Path,  # where the data set was unpacked
@@ -55,7 +55,7 @@ def matching_files(
                          f"found {len(found)} audio files, such as {', '.join(relative[:3])}")
     return pairs
 
-# %% ../nbs/64_datasets.ipynb #bcb3a52a
+# %% ../nbs/64_datasets.ipynb #37b0f4c6
 @dataclass(frozen=True)
 class StemTrack:
     "A track in stems; nothing is read before it is asked for."
@@ -84,7 +84,7 @@ class StemTrack:
         if rest > tolerance_db: warnings.warn(f"the stems of {self.name} miss its mixture by {rest:.1f} dB (tolerance {tolerance_db} dB)")
         return rest
 
-# %% ../nbs/64_datasets.ipynb #9cf3e36d
+# %% ../nbs/64_datasets.ipynb #b7c2130a
 def sum_waves(
     waves:list,  # tensors (channels, samples) of one rate; channels must be equal or 1
 )->Tensor:       # (channels, samples) of the longest
@@ -92,7 +92,7 @@ def sum_waves(
     samples = max(w.shape[-1] for w in waves)
     return sum(torch.nn.functional.pad(w, (0, samples - w.shape[-1])) for w in waves)
 
-# %% ../nbs/64_datasets.ipynb #c75417a3
+# %% ../nbs/64_datasets.ipynb #1285ea98
 def stem_tracks(
     name:str,          # "moisesdb" or "musdb18-hq"
     root:str|Path,     # where the data set was unpacked
@@ -111,7 +111,7 @@ def stem_tracks(
     return [StemTrack(t.split("/")[-1], {k: tuple(v) for k, v in s.items() if k != "mixture"}, s.get("mixture", [None])[0])
             for t, s in tracks.items()]
 
-# %% ../nbs/64_datasets.ipynb #65034b1f
+# %% ../nbs/64_datasets.ipynb #71bd0a65
 def layout_items(
     name:str,         # one of `LAYOUTS`
     root:str|Path,    # where the data set was unpacked
@@ -126,14 +126,14 @@ def layout_items(
     else: items = [p for p, _ in matching_files(name, root)]
     return split_files(items, root, split)
 
-# %% ../nbs/64_datasets.ipynb #24a117dc
+# %% ../nbs/64_datasets.ipynb #9680e91e
 PAPERS_WEIGHTS = {"mtg-jamendo": 60, "moisesdb": 20, "m4singer": 9, "dns-challenge": 8, "e-gmd": 3}
 
-# %% ../nbs/64_datasets.ipynb #02c04154
+# %% ../nbs/64_datasets.ipynb #ba5a84a9
 def papers_mixture(
     roots:dict|str|Path,    # {layout: folder} of the five, or one folder with subfolders of these names
-    crop:int=32768,         # samples
-    sample_rate:int=44100,  # Hz
+    crop:int=CROP,          # samples
+    sample_rate:int=SAMPLE_RATE, # Hz
     seed:int=0,             # two sources of different seeds draw differently
     split:str="train",      # "train" or "valid"; None: everything
 )->AudioFiles:              # the training source
@@ -144,11 +144,11 @@ def papers_mixture(
     parts = [layout_items(name, roots[name], split) for name in PAPERS_WEIGHTS]
     return AudioFiles([p[0] for p in parts], list(PAPERS_WEIGHTS.values()), crop, sample_rate, seed, spans=[p[1] for p in parts])
 
-# %% ../nbs/64_datasets.ipynb #5bf14bf6
+# %% ../nbs/64_datasets.ipynb #319da052
 def open_source(
     data:str|Path,          # "scores"; a folder or several with commas; "LAYOUT:FOLDER"; "papers:FOLDER"
-    crop:int=32768,         # samples
-    sample_rate:int=44100,  # Hz
+    crop:int=CROP,          # samples
+    sample_rate:int=SAMPLE_RATE, # Hz
     seed:int=0,             # two sources of different seeds draw differently
     split:str="train",      # "train" or "valid"; for scores and MUSDB18-HQ also "test"
 )->Dataset:                 # crops (crop,), float32; item i depends on seed and i alone

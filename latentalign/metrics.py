@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WINDOWS_MS', 'snr_score', 'log_mel', 'mss_error']
 
-# %% ../nbs/66_metrics.ipynb #5c674457
+# %% ../nbs/66_metrics.ipynb #31f36cdc
 import math
 from functools import lru_cache
 
 import torch
 import torchaudio
 
-# %% ../nbs/66_metrics.ipynb #1a1b356d
+# %% ../nbs/66_metrics.ipynb #13193215
 @torch.no_grad()
 def snr_score(
     estimate: torch.Tensor,   # (..., samples)
@@ -23,7 +23,7 @@ def snr_score(
     signal, noise = reference.square().sum(-1), (reference - estimate).square().sum(-1)
     return 10 * torch.log10((signal + 1e-8) / (noise + 1e-8))
 
-# %% ../nbs/66_metrics.ipynb #925c869c
+# %% ../nbs/66_metrics.ipynb #237eaa67
 WINDOWS_MS = (10, 25, 50)  # milliseconds
 
 
@@ -36,7 +36,7 @@ def _mel_filters(sample_rate, n_fft):
         filters = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0., sample_rate / 2, 80, sample_rate, 'slaney', 'slaney').T
     return filters[filters.sum(1) > 0]
 
-# %% ../nbs/66_metrics.ipynb #366e2d13
+# %% ../nbs/66_metrics.ipynb #79bead1d
 def log_mel(
     wave: torch.Tensor,  # (..., samples), longer than half a window
     sample_rate: int,    # Hz
@@ -51,7 +51,7 @@ def log_mel(
     mels = _mel_filters(sample_rate, n_fft).to(spec.device) @ spec.abs().square().clamp(min=1e-8).sqrt()
     return mels.log().reshape(*wave.shape[:-1], *mels.shape[-2:])
 
-# %% ../nbs/66_metrics.ipynb #143f56ab
+# %% ../nbs/66_metrics.ipynb #e61ac31e
 @torch.no_grad()
 def mss_error(
     estimate: torch.Tensor,   # (..., samples)

@@ -7,7 +7,7 @@ __all__ = ['SCORES_VERSION', 'SPLITS', 'INSTRUMENTS', 'STEMS', 'part_notes', 'pa
            'split_pieces', 'harmonise', 'accompany', 'drum_part', 'arrange', 'Rendering', 'perform', 'balance',
            'RenderedScores', 'render_excerpt', 'render_melody']
 
-# %% ../nbs/62_scores.ipynb #3bf9fbc4
+# %% ../nbs/62_scores.ipynb #1994910e
 import gzip, json, re, warnings, zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from .audio import resample
-from .audio_files import level_db
+from .audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, level_db
 from .soundfont import Note, cache_folder, play, soundfont
 from .storage import atomic_write
 
-# %% ../nbs/62_scores.ipynb #c99fab6e
+# %% ../nbs/62_scores.ipynb #30311e7e
 def part_notes(
     part,    # music21 stream of one voice
 )->list:     # [onset, duration, pitch] in quarters and MIDI numbers, ordered, one at a time
@@ -37,7 +37,7 @@ def part_notes(
         kept.append([onset, duration, pitch])
     return [[round(o, 4), round(d, 4), p] for o, d, p in kept]
 
-# %% ../nbs/62_scores.ipynb #324599f1
+# %% ../nbs/62_scores.ipynb #1cac90a9
 def parse_piece(
     source:str|Path,  # a MusicXML file, or a tune in ABC notation
     name:str,         # name to keep
@@ -56,7 +56,7 @@ def parse_piece(
     bar = float(meter.barDuration.quarterLength) if meter else 4.
     return dict(name=name, bar=bar, pickup=(bar - float(first.paddingLeft)) % bar if first else 0., parts=parts)
 
-# %% ../nbs/62_scores.ipynb #0bc60f53
+# %% ../nbs/62_scores.ipynb #f192f3d2
 def corpus_sources(
     chorales:int,  # at most so many
     tunes:int,     # at most so many
@@ -73,10 +73,10 @@ def corpus_sources(
     return ([(p, p.stem, ("soprano", "alto", "tenor", "bass")) for p in even(bach, chorales)]
             + [(text, name, ("melody",)) for text, name in even(abc, tunes)])
 
-# %% ../nbs/62_scores.ipynb #bc557f74
+# %% ../nbs/62_scores.ipynb #cdbb96f2
 SCORES_VERSION = 1  # raised whenever what is stored changes
 
-# %% ../nbs/62_scores.ipynb #dd67e56b
+# %% ../nbs/62_scores.ipynb #1ee1878e
 def load_scores(
     chorales:int=100, # Bach chorales to choose, at most
     tunes:int=120,     # dance tunes and airs to choose, at most
@@ -92,10 +92,10 @@ def load_scores(
     with atomic_write(path) as part: part.write_bytes(gzip.compress(json.dumps(dict(version=SCORES_VERSION, pieces=pieces)).encode()))
     return pieces
 
-# %% ../nbs/62_scores.ipynb #79145940
+# %% ../nbs/62_scores.ipynb #b0e010ab
 SPLITS = ("train", "valid", "test")
 
-# %% ../nbs/62_scores.ipynb #4e1cce6c
+# %% ../nbs/62_scores.ipynb #906c5cb6
 def split_pieces(
     pieces:list,  # as `load_scores` gives them
     split:str,    # "train", "valid" or "test"
@@ -107,7 +107,7 @@ def split_pieces(
     if not kept: raise ValueError(f"no piece of {len(pieces)} falls into split {split!r}; take more")
     return kept
 
-# %% ../nbs/62_scores.ipynb #ab391762
+# %% ../nbs/62_scores.ipynb #e3415b08
 def harmonise(
     melody:list,   # [onset, duration, pitch], quarters
     bar:float,     # length of a bar, quarters
@@ -128,7 +128,7 @@ def harmonise(
         chords.append((float(start), max(triads, key=lambda triad: cover[list(triad)].sum())))
     return chords
 
-# %% ../nbs/62_scores.ipynb #8c552c19
+# %% ../nbs/62_scores.ipynb #3c3f991c
 def accompany(
     chords:list,              # as `harmonise` gives them
     bar:float,                # quarters
@@ -145,7 +145,7 @@ def accompany(
         else: other += [[start + k*bar/beats, bar/beats, p] for k in range(beats) for p in close]
     return bass, other
 
-# %% ../nbs/62_scores.ipynb #82843e1a
+# %% ../nbs/62_scores.ipynb #81b34a95
 def drum_part(
     bar:float,                # length of a bar, quarters
     pickup:float,             # quarters before the first whole bar
@@ -164,7 +164,7 @@ def drum_part(
         part += [[float(start + step/4), .25, drums[voice]] for voice, step in zip(*np.nonzero(played))]
     return part
 
-# %% ../nbs/62_scores.ipynb #e982d335
+# %% ../nbs/62_scores.ipynb #e42fe2e2
 INSTRUMENTS = {
     "vocals": {"train": (22, 40, 41, 53, 56, 66, 68, 70, 71, 73, 75, 79, 80), "test": (42, 57, 64, 69, 72, 74, 81)},
     "bass":   {"train": (32, 33, 35, 36, 39), "test": (34, 37, 43, 58)},
@@ -173,7 +173,7 @@ INSTRUMENTS = {
 }
 STEMS = tuple(INSTRUMENTS)
 
-# %% ../nbs/62_scores.ipynb #d1af6f70
+# %% ../nbs/62_scores.ipynb #255e9563
 def arrange(
     piece:dict,               # as `parse_piece` gives it
     split:str,                # whose instruments
@@ -197,7 +197,7 @@ def arrange(
                               int(min(max(loud + touch, 30), 127)), stem))
     return notes, programs
 
-# %% ../nbs/62_scores.ipynb #118542e4
+# %% ../nbs/62_scores.ipynb #701f08f4
 @dataclass
 class Rendering:
     "Some seconds of a piece, in stems, with its notes."
@@ -212,7 +212,7 @@ class Rendering:
         "The sum of the stems."
         return sum(self.stems.values())
 
-# %% ../nbs/62_scores.ipynb #d9f69750
+# %% ../nbs/62_scores.ipynb #1d8d0012
 def perform(
     notes:list,               # of `Note`, from the beginning of the piece
     programs:dict,            # {stem: program}
@@ -236,7 +236,7 @@ def perform(
         stems[stem] = wave * (10**(rng.normal(0, 4)/20) / power**.5 if power > 1e-8 else 0.)
     return balance(stems, 10**(rng.uniform(-30, -12)/20)), sorted(heard, key=lambda n: (n.onset, n.pitch))
 
-# %% ../nbs/62_scores.ipynb #d8a3952d
+# %% ../nbs/62_scores.ipynb #90a1a385
 def balance(
     stems:dict,   # {stem: wave}
     level:float,  # RMS wanted of the mixture
@@ -248,13 +248,13 @@ def balance(
     scale = min(scale, peak/max(float(np.abs(mixture).max()), 1e-9))
     return {stem: (stems[stem]*scale).astype(np.float32) if stem in stems else np.zeros_like(mixture, np.float32) for stem in STEMS}
 
-# %% ../nbs/62_scores.ipynb #5dbffd77
+# %% ../nbs/62_scores.ipynb #3e1e939a
 class RenderedScores(Dataset):
     "An endless source of crops of rendered music; crop i depends on `seed`, `split` and i alone."
     def __init__(self,
         split:str="train",          # "train", "valid" or "test": other pieces each; test has other instruments too
-        crop:int=32768,             # samples
-        sample_rate:int=44100,      # Hz
+        crop:int=CROP,              # samples
+        sample_rate:int=SAMPLE_RATE, # Hz
         seed:int=0,                 # two sources of different seeds draw differently
         crops_per_rendering:int=4,  # consecutive items cut from one rendering
         soundfont_path:str|Path=None, # SoundFont (.sf2); None is the one of pretty_midi
@@ -294,7 +294,7 @@ class RenderedScores(Dataset):
         "The melody of a piece alone, on one instrument (None draws it), its notes never overlapping."
         return render_melody(self, r, program)
 
-# %% ../nbs/62_scores.ipynb #778cedb4
+# %% ../nbs/62_scores.ipynb #53bfa14a
 def render_excerpt(
     source:RenderedScores,
     r:int,        # number of the rendering
@@ -312,10 +312,10 @@ def render_excerpt(
         except ValueError as e: warnings.warn(f"rendering {r}, attempt {attempt}: {e}"); continue
         made = Rendering(stems, source.sample_rate, heard, piece["name"], programs)
         slots = made.mixture[:length//source.crop*source.crop].reshape(-1, source.crop)
-        if samples is None or min(map(level_db, slots)) > -60: return made
+        if samples is None or min(map(level_db, slots)) > MIN_LEVEL_DB: return made
     raise RuntimeError(f"rendering {r} of split {source.split!r} stays silent or diverges with {source.font}")
 
-# %% ../nbs/62_scores.ipynb #76ba111a
+# %% ../nbs/62_scores.ipynb #9b3acd22
 def render_melody(
     source:RenderedScores,
     r:int,            # number of the melody; it is that of rendering r

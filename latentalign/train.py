@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'VARIANTS', 'ConsistencyObjective', 'Recipe', 'RunOptions', 'averaged_model', 'held_out_clips',
            'swap_latents', 'train', 'start_from', 'write_examples', 'parse_options']
 
-# %% ../nbs/72_recipes.ipynb #27ece523
+# %% ../nbs/72_recipes.ipynb #70698c3f
 import argparse
 import copy
 import json
@@ -25,7 +25,7 @@ from .storage import atomic_write
 from .training import RunState, TrainConfig, fit, learning_rate
 from .transform import to_spec
 
-# %% ../nbs/72_recipes.ipynb #c4fd7c37
+# %% ../nbs/72_recipes.ipynb #1ae7bc52
 class ConsistencyObjective(torch.nn.Module):
     "Consistency training of an autoencoder, (batch, samples) waveforms → scalar loss."
     def __init__(self,
@@ -45,7 +45,7 @@ class ConsistencyObjective(torch.nn.Module):
         denoise = lambda x, sigma: model.denoise(x, sigma, pyramid)
         return consistency_loss(denoise, spec, t, consistency_step(progress, self.step), noise, noise_config).mean()
 
-# %% ../nbs/72_recipes.ipynb #272bc00b
+# %% ../nbs/72_recipes.ipynb #eda4ba42
 @dataclass(frozen=True)
 class Recipe:
     "Everything that a training of an autoencoder needs besides data."
@@ -59,7 +59,7 @@ class Recipe:
         "Length of a training crop."
         return self.crop_frames * self.model.transform.hop_length + self.model.transform.overlap
 
-# %% ../nbs/72_recipes.ipynb #6e1cbd10
+# %% ../nbs/72_recipes.ipynb #5084ba2b
 RECIPES = {
     'paper': Recipe(PRESETS['paper'], train=TrainConfig(precision='fp16', compile=True)),
     'small': Recipe(PRESETS['small'], crop_frames=64, train=TrainConfig(
@@ -72,7 +72,7 @@ VARIANTS = {
     'm2l': {},  # fields of the recipe that a variant changes; the baseline changes none
 }
 
-# %% ../nbs/72_recipes.ipynb #a251e6f3
+# %% ../nbs/72_recipes.ipynb #576edf9e
 @dataclass(frozen=True)
 class RunOptions:
     "What a user chooses; raises `ValueError` that lists the known variants and presets."
@@ -109,7 +109,7 @@ class RunOptions:
         train = replace(recipe.train, seed=self.seed, precision=precision, compile=recipe.train.compile and self.on_gpu, **chosen)
         return replace(recipe, train=train)
 
-# %% ../nbs/72_recipes.ipynb #e90a7c14
+# %% ../nbs/72_recipes.ipynb #baf8873b
 @torch.no_grad()
 def averaged_model(
     state: RunState,      # of a training with a ConsistencyObjective
@@ -123,7 +123,7 @@ def averaged_model(
     model.latent_std.copy_(model.encoder(spec.contiguous(memory_format=torch.channels_last)).std())
     return model
 
-# %% ../nbs/72_recipes.ipynb #86553b64
+# %% ../nbs/72_recipes.ipynb #f364a049
 def held_out_clips(
     options: RunOptions,  # data and seed
     count: int = 16,      # clips
@@ -133,7 +133,7 @@ def held_out_clips(
     source = open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, split='valid')
     return torch.stack([source[16 * i] for i in range(count)])  # far apart: neighbours may come from one rendering
 
-# %% ../nbs/72_recipes.ipynb #8c16059e
+# %% ../nbs/72_recipes.ipynb #bb85919d
 @torch.no_grad()
 def swap_latents(
     model: Autoencoder,   # the model
@@ -145,7 +145,7 @@ def swap_latents(
     out = {name: model.decode(latent, length=waves.shape[-1], seed=seed) for name, latent in (('own', z), ('other', z.roll(-1, 0)))}
     return out | {f'{name}_error': mss_error(out[name], waves, model.sample_rate) for name in ('own', 'other')}
 
-# %% ../nbs/72_recipes.ipynb #b7ca02d8
+# %% ../nbs/72_recipes.ipynb #f54bc9ad
 def train(
     options: RunOptions,  # what is trained, on what, where
     on_log=None,          # called with (log records, RunState) after each log record
@@ -168,7 +168,7 @@ def train(
     write_examples(finished, clips[:4], out / 'examples')
     return out
 
-# %% ../nbs/72_recipes.ipynb #fdb19243
+# %% ../nbs/72_recipes.ipynb #94ac1ee5
 def start_from(
     model: Autoencoder, # to be filled
     name: str,          # a saved model of the same network
@@ -179,8 +179,9 @@ def start_from(
         theirs, ours = getattr(other.config, part), getattr(model.config, part)
         if theirs != ours: raise ValueError(f"init_from={name!r} has another {part}: {theirs}, not {ours}")
     model.load_state_dict(other.state_dict())
+    model.licence = other.licence  # what is made from restricted weights stays restricted
 
-# %% ../nbs/72_recipes.ipynb #9645e591
+# %% ../nbs/72_recipes.ipynb #a54dea67
 def write_examples(
     model: Autoencoder,   # the model
     waves: torch.Tensor,  # (clips, samples) at the model's rate
@@ -191,7 +192,7 @@ def write_examples(
     for i, pair in enumerate(zip(waves, sounds)):
         for name, wave in zip(('original', 'reconstruction'), pair): write_audio(Path(folder) / f'{i}-{name}.wav', wave, model.sample_rate)
 
-# %% ../nbs/72_recipes.ipynb #76587100
+# %% ../nbs/72_recipes.ipynb #112e112f
 def parse_options(
     args=None, # list of words; None: those of the command line
 )->RunOptions: # as chosen
@@ -202,5 +203,5 @@ def parse_options(
         else: parser.add_argument(f'--{f.name}', type=f.type, default=f.default, help=f'default: {f.default!r}')
     return RunOptions(**vars(parser.parse_args(args)))
 
-# %% ../nbs/72_recipes.ipynb #a144e327
+# %% ../nbs/72_recipes.ipynb #634ac9f7
 if __name__ == '__main__' and '__file__' in globals(): train(parse_options())  # not in a notebook

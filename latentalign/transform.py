@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TransformConfig', 'stft', 'istft', 'compress', 'expand', 'to_spec', 'to_wave']
 
-# %% ../nbs/00_transform.ipynb #3258625b
+# %% ../nbs/00_transform.ipynb #49753b75
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/00_transform.ipynb #99d94522
+# %% ../nbs/00_transform.ipynb #3ccd2245
 @dataclass(frozen=True)
 class TransformConfig:
     "What T is: sample rate, hop and the two constants of the amplitude transform."
@@ -35,7 +35,7 @@ class TransformConfig:
         "Samples by which a run of frames is longer than frames × hop: a sample needs this much before it to lie under four windows."
         return self.n_fft - self.hop_length
 
-# %% ../nbs/00_transform.ipynb #5f6ed475
+# %% ../nbs/00_transform.ipynb #e108b360
 def stft(
     wave: torch.Tensor,  # (..., samples), at least 4 hops long
     hop_length: int,     # samples
@@ -49,7 +49,7 @@ def stft(
     out = torch.stft(flat, n_fft, hop_length, window=window, center=False, return_complex=True)[:, :-1]
     return out.reshape(*wave.shape[:-1], *out.shape[-2:])
 
-# %% ../nbs/00_transform.ipynb #1a99beb5
+# %% ../nbs/00_transform.ipynb #738bd6ba
 def istft(
     spec: torch.Tensor,  # complex (..., 2·hop_length, frames)
     hop_length: int,     # samples
@@ -64,7 +64,7 @@ def istft(
         wave[..., i:i + count, :] += hops[..., i, :]
     return wave.flatten(-2)
 
-# %% ../nbs/00_transform.ipynb #4f086cc2
+# %% ../nbs/00_transform.ipynb #6bb4c07e
 def _scale_amplitude(spec, exponent, factor):
     "Multiply the amplitude of a 2-channel image by `factor · amplitude^exponent`, with 0 → 0."
     power = spec.square().sum(-3, keepdim=True)
@@ -80,7 +80,7 @@ def compress(
     "Amplitude transform β·|c|^α·e^{i∠c}."
     return _scale_amplitude(spec, alpha - 1, beta)
 
-# %% ../nbs/00_transform.ipynb #c6a058c7
+# %% ../nbs/00_transform.ipynb #bb9b216f
 def expand(
     spec: torch.Tensor,  # (..., 2, bins, frames), compressed
     alpha: float,        # exponent given to `compress`
@@ -89,7 +89,7 @@ def expand(
     "Inverse of `compress`: (|c|/β)^{1/α}·e^{i∠c}."
     return _scale_amplitude(spec / beta, 1 / alpha - 1, 1.)
 
-# %% ../nbs/00_transform.ipynb #b15c4f52
+# %% ../nbs/00_transform.ipynb #1562d4ac
 def to_spec(
     wave: torch.Tensor,       # (..., samples), full scale ±1
     config: TransformConfig,  # settings of T
@@ -98,7 +98,7 @@ def to_spec(
     spec = torch.view_as_real(stft(wave, config.hop_length)).movedim(-1, -3)
     return compress(spec, config.alpha, config.beta)
 
-# %% ../nbs/00_transform.ipynb #ea26e831
+# %% ../nbs/00_transform.ipynb #9024d97b
 def to_wave(
     spec: torch.Tensor,       # (..., 2, bins, frames)
     config: TransformConfig,  # settings of T

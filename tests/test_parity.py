@@ -103,7 +103,7 @@ def test_pyramid_and_denoiser(m2l):
     assert_close(m2l.ours.denoise(spec, levels, ours), m2l.gen(z, spec, levels, theirs), "two levels")
 
 
-@pytest.mark.parametrize("frames, channels, steps", [(15, 1, 1), (2, 2, 3)])
+@pytest.mark.parametrize("frames, channels, steps", [(12, 1, 1), (2, 2, 2)])
 def test_decoding(m2l, one_noise, frames, channels, steps):
     inference = pytest.importorskip("music2latent.inference")
     z = torch.randn(channels, 64, frames, generator=torch.Generator().manual_seed(2))
