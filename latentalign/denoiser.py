@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LatentUpsampler', 'embed_noise_level', 'noise_mlp', 'ConditionedLevel', 'Denoiser']
 
-# %% ../nbs/30_denoiser.ipynb #17c0eb20
+# %% ../nbs/30_denoiser.ipynb #bd0530d3
 import math
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from .blocks import Downsample, NetworkConfig, ResBlock, Upsample, group_norm, silu, zero_init
 from .encoder import fold_bins, unfold_bins
 
-# %% ../nbs/30_denoiser.ipynb #f2505ad2
+# %% ../nbs/30_denoiser.ipynb #8a0c620c
 class LatentUpsampler(nn.Module):
     "(batch, latent_channels, frames) latent → the pyramid: one (batch, channels, rows, frames) map a level, finest first."
     def __init__(self,
@@ -43,7 +43,7 @@ class LatentUpsampler(nn.Module):
             if i < len(self.ups): x = self.ups[i](x)
         return pyramid[::-1]
 
-# %% ../nbs/30_denoiser.ipynb #64c35d98
+# %% ../nbs/30_denoiser.ipynb #f0f4365d
 def embed_noise_level(
     sigma: torch.Tensor, # (batch,), noise levels above 0
     channels: int,       # width of the embedding, even
@@ -53,7 +53,7 @@ def embed_noise_level(
     angles = (sigma.log() / 4)[:, None] * 1e-4 ** steps
     return torch.cat([angles.sin(), angles.cos()], -1)
 
-# %% ../nbs/30_denoiser.ipynb #9a2d9fbe
+# %% ../nbs/30_denoiser.ipynb #49be93b1
 def noise_mlp(
     channels: int,    # width of the embedding
     out: int = 0,     # outputs of a last, zero-initialised linear map; 0: none, the output is `channels` wide
@@ -62,7 +62,7 @@ def noise_mlp(
     hidden = [nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()]
     return nn.Sequential(*hidden, *([zero_init(nn.Linear(channels, out))] if out else []))
 
-# %% ../nbs/30_denoiser.ipynb #a45b2afa
+# %% ../nbs/30_denoiser.ipynb #255484fc
 class ConditionedLevel(nn.Module):
     "The residual blocks of one level, each preceded by the sum of its input, the pyramid map and, on the way up, a skip."
     def __init__(self,
@@ -87,7 +87,7 @@ class ConditionedLevel(nn.Module):
             outputs.append(x)
         return outputs
 
-# %% ../nbs/30_denoiser.ipynb #1bcddc01
+# %% ../nbs/30_denoiser.ipynb #3ebd0f2a
 class Denoiser(nn.Module):
     "The network F of Lin-CAE's equation 3: (scaled noisy image, noise level, pyramid) → image."
     def __init__(self,
