@@ -5,20 +5,24 @@
 # %% auto #0
 __all__ = ['TransformConfig', 'stft', 'istft', 'compress', 'expand', 'to_spec', 'to_wave']
 
-# %% ../nbs/00_transform.ipynb #49753b75
+# %% ../nbs/00_transform.ipynb #e74f44a6
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/00_transform.ipynb #3ccd2245
+# %% ../nbs/00_transform.ipynb #72ebc0b6
 @dataclass(frozen=True)
 class TransformConfig:
-    "What T is: sample rate, hop and the two constants of the amplitude transform."
+    "What T is: sample rate, hop and the two constants of the amplitude transform; raises `ValueError` for values that make no transform."
     sample_rate: int = 44100  # Hz
     hop_length: int = 512     # samples between two STFT frames
     alpha: float = 0.65       # exponent of the amplitude, in (0, 1]
     beta: float = 0.34        # factor of the amplitude
+
+    def __post_init__(self):
+        if self.sample_rate < 1 or self.hop_length < 1: raise ValueError(f"sample rate and hop must be 1 or above, got {self.sample_rate} and {self.hop_length}")
+        if not 0 < self.alpha <= 1 or not self.beta > 0: raise ValueError(f"alpha must be in (0, 1] and beta above 0, got {self.alpha} and {self.beta}")
 
     @property
     def n_fft(self)->int: # samples in a window
@@ -35,7 +39,7 @@ class TransformConfig:
         "Samples by which a run of frames is longer than frames × hop: a sample needs this much before it to lie under four windows."
         return self.n_fft - self.hop_length
 
-# %% ../nbs/00_transform.ipynb #e108b360
+# %% ../nbs/00_transform.ipynb #d5e9b17b
 def stft(
     wave: torch.Tensor,  # (..., samples), at least 4 hops long
     hop_length: int,     # samples
@@ -49,7 +53,7 @@ def stft(
     out = torch.stft(flat, n_fft, hop_length, window=window, center=False, return_complex=True)[:, :-1]
     return out.reshape(*wave.shape[:-1], *out.shape[-2:])
 
-# %% ../nbs/00_transform.ipynb #738bd6ba
+# %% ../nbs/00_transform.ipynb #2ec0a81f
 def istft(
     spec: torch.Tensor,  # complex (..., 2·hop_length, frames)
     hop_length: int,     # samples
@@ -64,7 +68,7 @@ def istft(
         wave[..., i:i + count, :] += hops[..., i, :]
     return wave.flatten(-2)
 
-# %% ../nbs/00_transform.ipynb #6bb4c07e
+# %% ../nbs/00_transform.ipynb #fc904745
 def _scale_amplitude(spec, exponent, factor):
     "Multiply the amplitude of a 2-channel image by `factor · amplitude^exponent`, with 0 → 0."
     power = spec.square().sum(-3, keepdim=True)
@@ -80,7 +84,7 @@ def compress(
     "Amplitude transform β·|c|^α·e^{i∠c}."
     return _scale_amplitude(spec, alpha - 1, beta)
 
-# %% ../nbs/00_transform.ipynb #bb9b216f
+# %% ../nbs/00_transform.ipynb #c82d7999
 def expand(
     spec: torch.Tensor,  # (..., 2, bins, frames), compressed
     alpha: float,        # exponent given to `compress`
@@ -89,7 +93,7 @@ def expand(
     "Inverse of `compress`: (|c|/β)^{1/α}·e^{i∠c}."
     return _scale_amplitude(spec / beta, 1 / alpha - 1, 1.)
 
-# %% ../nbs/00_transform.ipynb #1562d4ac
+# %% ../nbs/00_transform.ipynb #e27d1404
 def to_spec(
     wave: torch.Tensor,       # (..., samples), full scale ±1
     config: TransformConfig,  # settings of T
@@ -98,7 +102,7 @@ def to_spec(
     spec = torch.view_as_real(stft(wave, config.hop_length)).movedim(-1, -3)
     return compress(spec, config.alpha, config.beta)
 
-# %% ../nbs/00_transform.ipynb #9024d97b
+# %% ../nbs/00_transform.ipynb #a41e0d4f
 def to_wave(
     spec: torch.Tensor,       # (..., 2, bins, frames)
     config: TransformConfig,  # settings of T
