@@ -6,7 +6,7 @@
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'atomic_write', 'config_from_dict', 'config_to_dict', 'save_weights',
            'load_weights', 'save_state', 'load_pickled_weights', 'load_strictly', 'locate', 'SavedModel']
 
-# %% ../nbs/46_storage.ipynb #11770590
+# %% ../nbs/46_storage.ipynb #1e7609b8
 import dataclasses
 import io
 import json
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-# %% ../nbs/46_storage.ipynb #f753a3eb
+# %% ../nbs/46_storage.ipynb #c7e3b325
 @contextmanager
 def atomic_write(
     path, # file to be written; its folder is made if missing
@@ -38,7 +38,7 @@ def atomic_write(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/46_storage.ipynb #25aff476
+# %% ../nbs/46_storage.ipynb #86563ff6
 FORMAT_VERSION = 1  # of config.json; raised when a field changes its meaning
 
 
@@ -71,23 +71,23 @@ def config_from_dict(
         raise ValueError(f"this configuration has format version {version!r}, this latentalign knows versions up to {FORMAT_VERSION}: install a newer latentalign")
     return _restore(kind, data, kind.__name__)
 
-# %% ../nbs/46_storage.ipynb #f1c32928
+# %% ../nbs/46_storage.ipynb #c1cfd3bf
 def config_to_dict(
     config, # a dataclass instance
 )->dict: # plain values only, ready for JSON
     "A configuration as plain values, with the format version."
     return {'format_version': FORMAT_VERSION, **dataclasses.asdict(config)}
 
-# %% ../nbs/46_storage.ipynb #a6aca721
+# %% ../nbs/46_storage.ipynb #11b7f7bd
 def save_weights(
     path,          # file to be written, *.safetensors
     weights: dict, # name → tensor
 )->None:
     "Save tensors as safetensors, atomically."
-    with atomic_write(path) as p:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(p), metadata={'format': 'pt'})
+    data = save({k: v.detach().cpu().contiguous() for k, v in weights.items()}, metadata={'format': 'pt'})
+    with atomic_write(path) as p: p.write_bytes(data)
 
-# %% ../nbs/46_storage.ipynb #e23bc8f4
+# %% ../nbs/46_storage.ipynb #ca60eeaa
 def load_weights(
     path, # *.safetensors
 )->dict: # name → tensor on the CPU
@@ -96,7 +96,7 @@ def load_weights(
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); was it cut off while copying?") from error
 
-# %% ../nbs/46_storage.ipynb #e6e0d8c7
+# %% ../nbs/46_storage.ipynb #64cc3f93
 def save_state(
     path,  # file to be written, *.pt
     state, # tensors and plain values in containers
@@ -106,7 +106,7 @@ def save_state(
     torch.save(state, memory)
     with atomic_write(path) as p: p.write_bytes(memory.getbuffer())
 
-# %% ../nbs/46_storage.ipynb #62192104
+# %% ../nbs/46_storage.ipynb #c69e0488
 def load_pickled_weights(
     path, # *.pt, *.pth
 ): # tensors in plain containers
@@ -117,7 +117,7 @@ def load_pickled_weights(
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is refused: it is damaged or holds more than tensors ({reason})") from error
 
-# %% ../nbs/46_storage.ipynb #de135996
+# %% ../nbs/46_storage.ipynb #49efe0be
 def load_strictly(
     module: torch.nn.Module, # the model to be filled
     weights: dict,           # name → tensor
@@ -132,7 +132,7 @@ def load_strictly(
         raise ValueError(f"{source} does not fit this model: {len(missing)} weights missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})")
     module.load_state_dict(weights)
 
-# %% ../nbs/46_storage.ipynb #c7caf155
+# %% ../nbs/46_storage.ipynb #7e67ceea
 BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # one folder a bundled model
 MODEL_FILES = ('config.json', 'model.safetensors')
 
@@ -163,7 +163,7 @@ def locate(
         raise ValueError(f"{folder} holds no saved model: {' and '.join(missing)} missing")
     return folder
 
-# %% ../nbs/46_storage.ipynb #ca75443b
+# %% ../nbs/46_storage.ipynb #b6db176f
 class SavedModel(torch.nn.Module):
     "A module that is built from its `config` alone and can be saved to, and loaded from, a folder or the Hub."
     config_class: type  # the dataclass that configures it
