@@ -95,7 +95,7 @@ def test_pyramid_and_denoiser(m2l):
     theirs, ours = m2l.gen.decoder(z), m2l.ours.upsampler(z)
     assert len(ours) == len(theirs) == 5
     for level, pair in enumerate(zip(ours, theirs)): assert_close(*pair, f"level {level}")
-    for sigma in (.0021, .5, 80.):
+    for sigma in (.002, .0021, .5, 80.):
         noisy = sigma*spec
         answer = m2l.ours.denoise(noisy, torch.full((2,), sigma), ours)
         assert_close(answer, m2l.gen(z, noisy, sigma, theirs), f"σ = {sigma}")
@@ -161,6 +161,13 @@ def test_linear_cae(lin_cae, one_noise):
     for steps, wave in zip((1, 2), decoded):
         one_noise()
         assert_close(wave, theirs.decode(z, diffusion_steps=steps), f"{steps} steps")
+
+
+def test_scales_of_the_latents():
+    inference = pytest.importorskip("linear_cae.inference")
+    assert set(inference.id_to_scale_factor) == {"m2l", "lin-cae", "lin-cae-2"}
+    for name, scale in inference.id_to_scale_factor.items(): assert PUBLIC[name].latent_std == pytest.approx(1/scale)
+    assert PUBLIC["music2latent"].latent_std == pytest.importorskip("music2latent.hparams_inference").sigma_rescale
 
 
 def test_converted_weights_are_saved_and_come_back(m2l, tmp_path):
