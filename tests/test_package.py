@@ -69,7 +69,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     stray = {name for name in names if not re.match(r"latentalign(-[\d.]+\.dist-info)?/", name)}
     assert not stray
     wanted = {path.relative_to(TOP).as_posix() for path in (TOP/"latentalign").rglob("*")
-              if path.suffix in (".py", ".json", ".safetensors")}
+              if path.suffix in (".py", ".json", ".safetensors", ".md")}
     assert wanted == {name for name in names if name.startswith("latentalign/")}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
