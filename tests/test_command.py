@@ -270,7 +270,8 @@ def test_kill_9_leaves_no_half_file(work, models, verb, patch, whole):
 def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(work, models):
     for i in range(40): tone(Path(f"many/{i:02}.wav"), 44100, samples=200_003)
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, *f"encode many --out z --model {models}/one".split()],
-                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(TOP)})
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(TOP)},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # ignored in a shell's background
     until = time.time() + 60
     while not list(Path().glob("z/[0-9]*")) and process.poll() is None and time.time() < until: time.sleep(.02)
     process.send_signal(signal.SIGINT)
