@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GAINS', 'level_per_clip', 'check_stems', 'Coded', 'relative_error', 'sound_distances', 'per_clip',
-           'encoder_homogeneity', 'decoder_homogeneity', 'encoder_additivity', 'decoder_additivity', 'si_sdr_score',
-           'separate', 'separation', 'draw_gains', 'linearity_values', 'linearity', 'latent_spectrum', 'effective_rank',
+           'encoder_homogeneity', 'decoder_homogeneity', 'encoder_additivity', 'decoder_additivity', 'separate',
+           'separation', 'draw_gains', 'linearity_values', 'linearity', 'latent_spectrum', 'effective_rank',
            'snr_level', 'noisy_latents']
 
-# %% ../nbs/74_evaluation.ipynb #c70e62ff
+# %% ../nbs/74_evaluation.ipynb #4a0e1a61
 import math
 from functools import cached_property
 
@@ -17,9 +17,9 @@ import torch
 
 from .audio import check_wave
 from .audio_files import MIN_LEVEL_DB
-from .metrics import mss_error, snr_score
+from .metrics import mss_error, si_sdr_score, snr_score
 
-# %% ../nbs/74_evaluation.ipynb #4ac534d9
+# %% ../nbs/74_evaluation.ipynb #4c4ff046
 def level_per_clip(
     wave: torch.Tensor, # (clips, samples)
 )->torch.Tensor: # (clips,), dB, -inf for silence
@@ -48,7 +48,7 @@ def check_stems(
     if (worst := float(over.max())) > tolerance_db: raise ValueError(f"the stems do not add up to the mixture: what is left over lies at {worst:.1f} dB against it, allowed are {tolerance_db:g} dB")
     return checked
 
-# %% ../nbs/74_evaluation.ipynb #86fafe42
+# %% ../nbs/74_evaluation.ipynb #f576d369
 class Coded:
     "Clips in stems with their latents and what these sound like, each computed when it is first asked for."
     def __init__(self,
@@ -79,7 +79,7 @@ class Coded:
         "The autoencoded mixtures."
         return self.decode(self.z)
 
-# %% ../nbs/74_evaluation.ipynb #c80070df
+# %% ../nbs/74_evaluation.ipynb #fbe2b282
 def relative_error(
     estimate: torch.Tensor,   # (clips, ...)
     reference: torch.Tensor,  # (clips, ...), the same shape
@@ -98,7 +98,7 @@ def sound_distances(
     "The two distances between sounds."
     return {'mss': mss_error(estimate, reference, sample_rate), 'snr': snr_score(estimate, reference)}
 
-# %% ../nbs/74_evaluation.ipynb #9a8954b0
+# %% ../nbs/74_evaluation.ipynb #20fc25e8
 def per_clip(
     gains: torch.Tensor,  # (clips,)
     x: torch.Tensor,      # (clips, ...), waves or latents
@@ -123,7 +123,7 @@ def decoder_homogeneity(
     "How far the sound of the scaled latent is from the scaled sound of the latent."
     return sound_distances(coded.decode(per_clip(gains, coded.z)), per_clip(gains, coded.sound), coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #781c5b23
+# %% ../nbs/74_evaluation.ipynb #4c2a6bd4
 def encoder_additivity(
     coded: Coded, # clips in stems
 )->torch.Tensor: # (clips,), relative error, lower is better
@@ -137,14 +137,7 @@ def decoder_additivity(
     "How far the sound of the summed latents is from the autoencoded mixture."
     return sound_distances(coded.decode(sum(coded.stem_z.values())), coded.sound, coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #320c3916
-@torch.no_grad()
-def si_sdr_score(estimate, reference):
-    "Temporary."
-    r = reference * (estimate * reference).sum(-1, keepdim=True) / (reference.square().sum(-1, keepdim=True) + 1e-8)
-    return 10 * torch.log10((r.square().sum(-1) + 1e-8) / ((estimate - r).square().sum(-1) + 1e-8))
-
-# %% ../nbs/74_evaluation.ipynb #0c8df06a
+# %% ../nbs/74_evaluation.ipynb #c4a5c571
 @torch.no_grad()
 def separate(
     coded: Coded, # clips in stems
@@ -166,7 +159,7 @@ def separation(
     found = {'mss': mss_error(estimate, reference, coded.model.sample_rate), 'si_sdr': si_sdr_score(estimate, reference)}
     return {metric: value.masked_fill(silent, math.nan) for metric, value in found.items()}
 
-# %% ../nbs/74_evaluation.ipynb #b7e488e9
+# %% ../nbs/74_evaluation.ipynb #5faa0443
 GAINS = (.05, 3.)  # range of the random gains
 
 
@@ -181,7 +174,7 @@ def draw_gains(
     drawn = torch.tensor([np.random.default_rng((seed, first + i)).uniform(low, high) for i in range(len(wave))], dtype=torch.float32)
     return drawn.minimum(1 / wave.abs().amax(-1).cpu().clamp(min=1e-6)).clamp(min=low)
 
-# %% ../nbs/74_evaluation.ipynb #72a6f171
+# %% ../nbs/74_evaluation.ipynb #14e1cfa3
 def linearity_values(
     coded: Coded,         # clips in stems
     gains: torch.Tensor,  # (clips,), for the mixtures
@@ -203,7 +196,7 @@ def linearity(
     coded = Coded(model, check_stems(stems))
     return {name: float(values.nanmean()) for name, values in linearity_values(coded, draw_gains(coded.mixture, seed)).items()}
 
-# %% ../nbs/74_evaluation.ipynb #8d364e58
+# %% ../nbs/74_evaluation.ipynb #947e5fe5
 def latent_spectrum(
     z: torch.Tensor, # (..., channels, frames)
 )->torch.Tensor: # (channels,), float64, falling, sums to 1
@@ -220,7 +213,7 @@ def effective_rank(
     "The number of directions that a spectrum amounts to."
     return math.exp(-torch.special.xlogy(spectrum, spectrum).sum())
 
-# %% ../nbs/74_evaluation.ipynb #9ec50acd
+# %% ../nbs/74_evaluation.ipynb #666232d6
 def snr_level(
     snr: float, # ratio of powers, latent to noise, above 0; infinite: no noise
 )->float: # noise_level, 0 clean … 1 noise
