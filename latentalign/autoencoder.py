@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode_windows', 'decode_windows', 'check_latents', 'check_whole', 'fit_length', 'Codec', 'Autoencoder']
 
-# %% ../nbs/54_autoencoder.ipynb #b1bf0530
+# %% ../nbs/54_autoencoder.ipynb #71b3bfbe
 import copy
 import numbers
 import warnings
@@ -23,7 +23,7 @@ from .storage import load_strictly
 from .transform import to_wave
 from .windows import frame_noise, frame_piece, windows
 
-# %% ../nbs/54_autoencoder.ipynb #7a20e6a8
+# %% ../nbs/54_autoencoder.ipynb #7d41e9ea
 def _batches(jobs, size):
     "Consecutive lists of `size` jobs; raises `ValueError` for a size below 1."
     if size < 1: raise ValueError(f"batch_size must be 1 or above, got {size}")
@@ -36,7 +36,7 @@ def _cut(x, start, stop):
     inside = x[max(start, 0):min(stop, len(x))]
     return pad(inside, (max(-start, 0), stop - start - len(inside) - max(-start, 0)))
 
-# %% ../nbs/54_autoencoder.ipynb #52f8a414
+# %% ../nbs/54_autoencoder.ipynb #253659b7
 def encode_windows(
     model: AutoencoderNetwork,  # the model
     network,                    # windows of sound (batch, samples) → (batch, channels, latent frames)
@@ -55,7 +55,7 @@ def encode_windows(
             out[i, :, w.keep_start:w.keep_stop] = result[:, w.keep_start - w.start:w.keep_stop - w.start]
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #ddc6ced4
+# %% ../nbs/54_autoencoder.ipynb #b3365c3d
 def _decode_batch(model, z, batch, steps, seed):
     "Latents (batch, channels, frames) of some windows → their images (batch, 2, bins, STFT frames)."
     net, pyramid = model.config.network, model.upsampler(z)
@@ -64,7 +64,7 @@ def _decode_batch(model, z, batch, steps, seed):
               .contiguous(memory_format=torch.channels_last) for step in range(steps))
     return decode_steps(lambda x, sigma: model.denoise(x, sigma, pyramid), noises, model.config.noise)
 
-# %% ../nbs/54_autoencoder.ipynb #a30a4fe9
+# %% ../nbs/54_autoencoder.ipynb #43b8edda
 def decode_windows(
     model: AutoencoderNetwork,  # the model
     z: torch.Tensor,            # (items, channels, latent frames), as the network has them (not scaled)
@@ -86,7 +86,7 @@ def decode_windows(
             out[i, w.keep_start * step:w.keep_start * step + len(sound)] += sound
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #ef33e210
+# %% ../nbs/54_autoencoder.ipynb #0163c07a
 def check_latents(
     z,              # numpy array or tensor (..., channels, frames)
     channels: int,  # that the model has
@@ -99,7 +99,7 @@ def check_latents(
     if not torch.isfinite(z).all(): raise ValueError("the latents hold NaN or infinity")
     return z.float()
 
-# %% ../nbs/54_autoencoder.ipynb #3286a02b
+# %% ../nbs/54_autoencoder.ipynb #f922bf2a
 def check_whole(
     name: str, # of the argument
     value,     # what was given for it
@@ -107,7 +107,7 @@ def check_whole(
     "Raise `ValueError` if a value is not a whole number."
     if not isinstance(value, numbers.Integral): raise ValueError(f"{name} must be a whole number, got {value!r}")
 
-# %% ../nbs/54_autoencoder.ipynb #d5759c79
+# %% ../nbs/54_autoencoder.ipynb #6bd48603
 def fit_length(
     wave: torch.Tensor,  # (..., samples)
     length: int | None,  # samples wanted; None: as they are
@@ -121,12 +121,12 @@ def fit_length(
     if missing > frame: warnings.warn(f"length {length} is {missing} samples more than these latents hold, which are filled with silence; was it counted at another sample rate?", stacklevel=3)
     return pad(wave, (0, missing)) if missing > 0 else wave[..., :length]
 
-# %% ../nbs/54_autoencoder.ipynb #c15093fa
+# %% ../nbs/54_autoencoder.ipynb #39cd4483
 def _as_given(result, given):
     "numpy in, numpy out; a tensor returns to the device it came from."
     return result.to(given.device) if torch.is_tensor(given) else result.cpu().numpy()
 
-# %% ../nbs/54_autoencoder.ipynb #b60efac6
+# %% ../nbs/54_autoencoder.ipynb #a9241ff5
 class Codec(AutoencoderNetwork):
     "Encoding and decoding of sound of any length, with any leading dimensions (batch, channels, both or none)."
 
@@ -169,7 +169,7 @@ class Codec(AutoencoderNetwork):
         out = fit_length(resample(out, self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
 
-# %% ../nbs/54_autoencoder.ipynb #3813b370
+# %% ../nbs/54_autoencoder.ipynb #867a4080
 class Autoencoder(Codec):
     "A consistency autoencoder: `encode` sound to latents, `decode` latents to sound, load and save."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SOUND_LEVEL', 'LEAST_LEVEL', 'AutoencoderConfig', 'preset', 'AutoencoderNetwork']
 
-# %% ../nbs/50_network.ipynb #874dd730
+# %% ../nbs/50_network.ipynb #2692a1a2
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from .linearity import level
 from .storage import SavedModel
 from .transform import TransformConfig, to_spec
 
-# %% ../nbs/50_network.ipynb #9195c1e2
+# %% ../nbs/50_network.ipynb #7f504549
 @dataclass(frozen=True)
 class AutoencoderConfig:
     "Everything that must be known to use the weights of an autoencoder; its defaults are the published network."
@@ -35,7 +35,7 @@ class AutoencoderConfig:
         if self.window is not None and not 0 <= 2 * self.context < self.window:
             raise ValueError(f"a window of {self.window} latent frames keeps nothing between two contexts of {self.context}")
 
-# %% ../nbs/50_network.ipynb #547a0618
+# %% ../nbs/50_network.ipynb #8bfb8edf
 PRESETS = {
     'paper': AutoencoderConfig(),
     'small': AutoencoderConfig(network=NetworkConfig(base_channels=32, bottleneck_channels=256, noise_channels=128)),
@@ -56,7 +56,7 @@ def preset(
     if name not in presets: raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/50_network.ipynb #2b806de8
+# %% ../nbs/50_network.ipynb #27e6dde9
 SOUND_LEVEL = .1     # rms that the networks see every sound at, where levels are factored out
 LEAST_LEVEL = 1e-12  # levels below count as silence
 

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'VARIANTS', 'Recipe', 'ConsistencyObjective', 'parse_changes', 'RunOptions', 'averaged_model',
            'held_out_clips', 'swap_latents', 'train', 'start_from', 'start_model', 'write_examples', 'parse_options']
 
-# %% ../nbs/72_recipes.ipynb #e662ebbd
+# %% ../nbs/72_recipes.ipynb #ef645d0a
 import argparse
 import copy
 import json
@@ -26,7 +26,7 @@ from .network import LEAST_LEVEL, PRESETS, AutoencoderConfig, preset
 from .storage import atomic_write, change_config
 from .training import RunState, TrainConfig, fit, learning_rate
 
-# %% ../nbs/72_recipes.ipynb #b62ac54b
+# %% ../nbs/72_recipes.ipynb #2810b6bd
 @dataclass(frozen=True)
 class Recipe:
     "Everything that a training of an autoencoder needs besides data."
@@ -43,7 +43,7 @@ class Recipe:
         "Length of a training crop."
         return self.crop_frames * self.model.transform.hop_length + self.model.transform.overlap
 
-# %% ../nbs/72_recipes.ipynb #5f668f2c
+# %% ../nbs/72_recipes.ipynb #dd4b21f4
 class ConsistencyObjective(torch.nn.Module):
     "Consistency training of an autoencoder, (batch, samples) waveforms → scalar loss."
     def __init__(self,
@@ -66,7 +66,7 @@ class ConsistencyObjective(torch.nn.Module):
         denoise = lambda x, sigma: model.denoise(x, sigma, pyramid)
         return consistency_loss(denoise, spec, t, consistency_step(progress, self.recipe.step), noise, noise_config, self.weight).mean()
 
-# %% ../nbs/72_recipes.ipynb #cb02bcec
+# %% ../nbs/72_recipes.ipynb #cbb2eae2
 RECIPES = {
     'paper': Recipe(PRESETS['paper'], train=TrainConfig(precision='fp16', compile=True)),
     'small': Recipe(PRESETS['small'], crop_frames=64, train=TrainConfig(
@@ -76,7 +76,7 @@ RECIPES = {
         workers=1, log_every=10, checkpoint_every=50)),
 }
 
-# %% ../nbs/72_recipes.ipynb #763bbb2d
+# %% ../nbs/72_recipes.ipynb #a22feb4a
 _LINEAR = {'linearity.homogeneity': True, 'linearity.additivity': True}
 _EXACT = {'model.factor_level': True, 'linearity.additivity': True}
 _NORMALISED = {'model.network.bottleneck': 'layer_norm'}
@@ -94,7 +94,7 @@ VARIANTS = {
     'lin-exact-align': _EXACT | _NORMALISED | {'alignment.noise': 'relative'},
 }
 
-# %% ../nbs/72_recipes.ipynb #920dc512
+# %% ../nbs/72_recipes.ipynb #6a436f67
 def parse_changes(
     text: str, # words NAME=VALUE, names as for `change_config`
 )->dict: # name → value
@@ -107,7 +107,7 @@ def parse_changes(
         except json.JSONDecodeError: changes[name] = value
     return changes
 
-# %% ../nbs/72_recipes.ipynb #4c8c505f
+# %% ../nbs/72_recipes.ipynb #e0338dfc
 @dataclass(frozen=True)
 class RunOptions:
     "What a user chooses; raises `ValueError` that lists the known variants and presets."
@@ -139,14 +139,15 @@ class RunOptions:
         "The recipe that the options stand for."
         if self.variant not in VARIANTS: raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
         name = self.preset if self.preset != 'auto' else 'small' if self.on_gpu else 'tiny'
-        recipe = change_config(preset(name, RECIPES), VARIANTS[self.variant] | parse_changes(self.changes))
+        recipe = change_config(preset(name, RECIPES), VARIANTS[self.variant])
         if self.init_from: recipe = replace(recipe, step=recipe.step.at_its_end())
+        recipe = change_config(recipe, parse_changes(self.changes))
         precision = self.precision if self.precision != 'auto' else recipe.train.precision if self.on_gpu else 'no'
         chosen = {k: v for k, v in (('steps', self.steps), ('batch_size', self.batch_size)) if v}
         train = replace(recipe.train, seed=self.seed, precision=precision, compile=recipe.train.compile and self.on_gpu, **chosen)
         return replace(recipe, train=train)
 
-# %% ../nbs/72_recipes.ipynb #73046ddd
+# %% ../nbs/72_recipes.ipynb #03e856c3
 @torch.no_grad()
 def averaged_model(
     state: RunState,      # of a training with a ConsistencyObjective
@@ -159,7 +160,7 @@ def averaged_model(
     model.latent_std.copy_(model.latents(waves.to(model.latent_std.device)).std())
     return model
 
-# %% ../nbs/72_recipes.ipynb #dad9b402
+# %% ../nbs/72_recipes.ipynb #de6b91c2
 def held_out_clips(
     options: RunOptions,  # data and seed
     count: int = 16,      # clips
@@ -169,7 +170,7 @@ def held_out_clips(
     source = open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, split='valid')
     return torch.stack([source[16 * i] for i in range(count)])  # far apart: neighbours may come from one rendering
 
-# %% ../nbs/72_recipes.ipynb #ee9580fc
+# %% ../nbs/72_recipes.ipynb #6777f05d
 @torch.no_grad()
 def swap_latents(
     model: Autoencoder,   # the model
@@ -181,7 +182,7 @@ def swap_latents(
     out = {name: model.decode(latent, length=waves.shape[-1], seed=seed) for name, latent in (('own', z), ('other', z.roll(-1, 0)))}
     return out | {f'{name}_error': mss_error(out[name], waves, model.sample_rate) for name in ('own', 'other')}
 
-# %% ../nbs/72_recipes.ipynb #893473a0
+# %% ../nbs/72_recipes.ipynb #166205f7
 def train(
     options: RunOptions,  # what is trained, on what, where
     on_log=None,          # called with (log records, RunState) after each log record
@@ -200,7 +201,7 @@ def train(
     write_examples(finished, clips[:4], out / 'examples')
     return out
 
-# %% ../nbs/72_recipes.ipynb #02bc71e8
+# %% ../nbs/72_recipes.ipynb #79786024
 def start_from(
     model: Autoencoder, # to be filled
     name: str,          # a saved model of the same network
@@ -216,7 +217,7 @@ def start_from(
     model.load_state_dict(weights)
     model.licence = other.licence  # what is made from restricted weights stays restricted
 
-# %% ../nbs/72_recipes.ipynb #b702579d
+# %% ../nbs/72_recipes.ipynb #f236f969
 def start_model(
     options: RunOptions, # variant, size, seed and what to start from
 )->Autoencoder: # the model before its first step
@@ -227,7 +228,7 @@ def start_model(
     if options.init_from: start_from(model, options.init_from)
     return model
 
-# %% ../nbs/72_recipes.ipynb #62f2f989
+# %% ../nbs/72_recipes.ipynb #f798a190
 def write_examples(
     model: Autoencoder,   # the model
     waves: torch.Tensor,  # (clips, samples) at the model's rate
@@ -238,7 +239,7 @@ def write_examples(
     for i, pair in enumerate(zip(waves, sounds)):
         for name, wave in zip(('original', 'reconstruction'), pair): write_audio(Path(folder) / f'{i}-{name}.wav', wave, model.sample_rate)
 
-# %% ../nbs/72_recipes.ipynb #2610da48
+# %% ../nbs/72_recipes.ipynb #56a5b553
 def parse_options(
     args=None, # list of words; None: those of the command line
 )->RunOptions: # as chosen
@@ -249,5 +250,5 @@ def parse_options(
         else: parser.add_argument(f'--{f.name}', type=f.type, default=f.default, help=f'default: {f.default!r}')
     return RunOptions(**vars(parser.parse_args(args)))
 
-# %% ../nbs/72_recipes.ipynb #95dc42da
+# %% ../nbs/72_recipes.ipynb #d0c79306
 if __name__ == '__main__' and '__file__' in globals(): train(parse_options())  # not in a notebook
