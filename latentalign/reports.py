@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOLS', 'Protocol', 'Chunked', 'Adapted', 'under_protocol', 'Clip', 'ClipSet', 'rendered_set', 'melody_set',
            'check_files', 'read_stems', 'track_set', 'open_test_set']
 
-# %% ../nbs/75_reports.ipynb #395f54c7
+# %% ../nbs/75_reports.ipynb #6ce6721f
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .datasets import LAYOUTS, layout_items, stem_tracks
 from .evaluation import GAINS, check_stems
 from .scores import RenderedScores
 
-# %% ../nbs/75_reports.ipynb #07a3e2d7
+# %% ../nbs/75_reports.ipynb #343c8fc4
 @dataclass(frozen=True)
 class Protocol:
     "How a model is measured; raises `ValueError` for settings that cannot be."
@@ -49,7 +49,7 @@ PROTOCOLS = {
     'pa-audioic': Protocol(clips=0, seconds=0., snrs=(math.inf, 4., 1.), embeddings=('vggish', 'clap')),
 }
 
-# %% ../nbs/75_reports.ipynb #077c2687
+# %% ../nbs/75_reports.ipynb #e52d71bc
 class Chunked:
     "A model that codes chunks of a fixed length, each by itself: (clips, samples) ↔ (clips, chunks, channels, frames)."
     def __init__(self,
@@ -85,7 +85,7 @@ class Chunked:
             out[:, k * self.hop:k * self.hop + self.size] += chunk
         return out[:, :length]
 
-# %% ../nbs/75_reports.ipynb #ffbf4d75
+# %% ../nbs/75_reports.ipynb #1e5aa3f4
 class Adapted:
     "An autoencoder of this package with the settings of its coding."
     def __init__(self,
@@ -113,7 +113,7 @@ def under_protocol(
     elif protocol.steps != 1: raise ValueError(f"denoising steps are known of this package's models only, and the protocol asks for {protocol.steps}")
     return Chunked(model, protocol.chunk, protocol.overlap) if protocol.chunk else model
 
-# %% ../nbs/75_reports.ipynb #6b41b758
+# %% ../nbs/75_reports.ipynb #5b66859b
 @dataclass(frozen=True)
 class Clip:
     "A sound to measure a model on."
@@ -134,7 +134,7 @@ class ClipSet:
         "The clips, one after the other."
         return map(self.load, range(self.count))
 
-# %% ../nbs/75_reports.ipynb #c88ff1b5
+# %% ../nbs/75_reports.ipynb #b44b8f54
 def rendered_set(
     protocol: Protocol, # clips and seconds
     sample_rate: int,   # Hz
@@ -168,7 +168,7 @@ def melody_set(
         return Clip(f'{made.piece}, melody {i}', {'vocals': wave}, notes)
     return ClipSet('melodies', load, protocol.clips or 48, 'notes')
 
-# %% ../nbs/75_reports.ipynb #2cdc4622
+# %% ../nbs/75_reports.ipynb #0e1a3ad1
 def check_files(
     name: str,   # of the track, for the message
     paths: list, # its files
@@ -216,7 +216,7 @@ def track_set(
         return Clip(track, waves)
     return ClipSet(name, load, count, 'stems' if len(tracks[0][1]) > 1 else 'sounds')
 
-# %% ../nbs/75_reports.ipynb #0da838e5
+# %% ../nbs/75_reports.ipynb #835726b5
 def open_test_set(
     data: str,          # 'scores', 'melodies', FOLDER or LAYOUT:FOLDER
     protocol: Protocol, # clips and seconds

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from latentalign.evaluation import (Coded, check_stems, decoder_additivity, decoder_homogeneity, draw_gains, effective_rank,
+from latentalign.alignment import snr_to_time
+from latentalign.evaluation import (Coded, check_stems, clip_gains, decoder_additivity, decoder_homogeneity, effective_rank,
                                     encoder_additivity, encoder_homogeneity, latent_spectrum, linearity, linearity_values,
-                                    noisy_latents, relative_error, separate, separation, snr_level)
+                                    noisy_latents, relative_error, separate, separation)
 
 CLOSE = dict(atol=2e-3, rtol=0)
 
@@ -115,9 +116,9 @@ def test_relative_error():
 
 def test_gains_belong_to_clips_and_keep_full_scale():
     loud = torch.ones(3, 100)*torch.tensor([[.1], [.8], [1.]])
-    gains = draw_gains(loud, seed=5)
-    assert torch.equal(draw_gains(loud[1:], seed=5, first=1), gains[1:]) and not torch.equal(draw_gains(loud, seed=6), gains)
-    quiet = draw_gains(torch.full((4000, 1), .01))
+    gains = clip_gains(loud, seed=5)
+    assert torch.equal(clip_gains(loud[1:], seed=5, first=1), gains[1:]) and not torch.equal(clip_gains(loud, seed=6), gains)
+    quiet = clip_gains(torch.full((4000, 1), .01))
     assert (gains[:, None]*loud).abs().max() <= 1 and .05 <= quiet.min() < .06 and 2.99 < quiet.max() <= 3 and abs(quiet.mean() - 1.525) < .05
 
 
@@ -152,10 +153,10 @@ def test_spectrum_and_effective_rank():
 def test_noise_has_the_wanted_ratio_whatever_the_level():
     z = torch.randn(3, 2, 64, 300, generator=torch.Generator().manual_seed(0))*torch.tensor([1e-3, 1., 50.])[:, None, None, None]
     for snr, t in ((16., .2), (4., 1/3), (1., .5), (.25, 2/3)):
-        assert snr_level(snr) == pytest.approx(t)
+        assert snr_to_time(snr) == pytest.approx(t)
         kept, rest = (1 - t)*z, noisy_latents(z, snr, seed=1) - (1 - t)*z
         assert torch.allclose(kept.flatten(1).square().sum(1)/rest.flatten(1).square().sum(1), torch.full((3,), snr), rtol=.03)
     assert torch.equal(noisy_latents(z, math.inf), z)
     assert torch.equal(noisy_latents(z, 1., 1, first=2)[:1], noisy_latents(torch.cat([z[:2], z[:1]]), 1., 1)[2:])
     assert not torch.equal(noisy_latents(z, 1., 1), noisy_latents(z, 1., 2))
-    with pytest.raises(ValueError, match="positive, got 0"): snr_level(0)
+    with pytest.raises(ValueError, match="got -1"): noisy_latents(z, -1)
