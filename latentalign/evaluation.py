@@ -7,7 +7,7 @@ __all__ = ['GAINS', 'Coded', 'relative_error', 'sound_distances', 'per_clip', 'e
            'encoder_additivity', 'decoder_additivity', 'separate', 'separation', 'clip_gains', 'linearity_values',
            'linearity', 'latent_spectrum', 'effective_rank', 'noisy_latents']
 
-# %% ../nbs/74_evaluation.ipynb #dce19e75
+# %% ../nbs/74_evaluation.ipynb #2cc2e51b
 import math
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from .linearity import level
 from .metrics import mss_error, si_sdr_score, snr_score
 from .test_sets import check_stems, level_per_clip
 
-# %% ../nbs/74_evaluation.ipynb #25307d4e
+# %% ../nbs/74_evaluation.ipynb #3d4b3638
 class Coded:
     "Clips in stems with their latents and what these sound like, each computed when it is first asked for."
     def __init__(self,
@@ -51,7 +51,7 @@ class Coded:
         "The autoencoded mixtures."
         return self.decode(self.z)
 
-# %% ../nbs/74_evaluation.ipynb #c6543c9b
+# %% ../nbs/74_evaluation.ipynb #f9012a62
 def relative_error(
     estimate: torch.Tensor,   # (clips, ...)
     reference: torch.Tensor,  # (clips, ...), the same shape
@@ -70,7 +70,7 @@ def sound_distances(
     "The two distances between sounds."
     return {'mss': mss_error(estimate, reference, sample_rate), 'snr': snr_score(estimate, reference)}
 
-# %% ../nbs/74_evaluation.ipynb #47c2a3f5
+# %% ../nbs/74_evaluation.ipynb #dbcf04c3
 def per_clip(
     gains: torch.Tensor,  # (clips,)
     x: torch.Tensor,      # (clips, ...), waves or latents
@@ -95,7 +95,7 @@ def decoder_homogeneity(
     "How far the sound of the scaled latent is from the scaled sound of the latent."
     return sound_distances(coded.decode(per_clip(gains, coded.z)), per_clip(gains, coded.sound), coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #145a4814
+# %% ../nbs/74_evaluation.ipynb #c2ee8a40
 def encoder_additivity(
     coded: Coded, # clips in stems
 )->torch.Tensor: # (clips,), relative error, lower is better
@@ -109,7 +109,7 @@ def decoder_additivity(
     "How far the sound of the summed latents is from the autoencoded mixture."
     return sound_distances(coded.decode(sum(coded.stem_z.values())), coded.sound, coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #7beeee57
+# %% ../nbs/74_evaluation.ipynb #7a090c0d
 @torch.no_grad()
 def separate(
     coded: Coded, # clips in stems
@@ -131,7 +131,7 @@ def separation(
     found = {'mss': mss_error(estimate, reference, coded.model.sample_rate), 'si_sdr': si_sdr_score(estimate, reference)}
     return {metric: value.masked_fill(silent, math.nan) for metric, value in found.items()}
 
-# %% ../nbs/74_evaluation.ipynb #29a3dca2
+# %% ../nbs/74_evaluation.ipynb #ea80f035
 GAINS = (.05, 3.)  # range of the random gains
 
 
@@ -146,16 +146,17 @@ def clip_gains(
     drawn = torch.tensor([np.random.default_rng((seed, first + i)).uniform(low, high) for i in range(len(wave))], dtype=torch.float32)
     return drawn.minimum(1 / wave.abs().amax(-1).cpu().clamp(min=1e-6)).clamp(min=low)
 
-# %% ../nbs/74_evaluation.ipynb #4292f16a
+# %% ../nbs/74_evaluation.ipynb #9bdf27c4
 def linearity_values(
-    coded: Coded,         # clips in stems
+    coded: Coded,         # clips
     gains: torch.Tensor,  # (clips,), for the mixtures
 )->dict: # {figure: (clips,)}; NaN where there is nothing to measure
-    "Reconstruction and all figures of linearity, clip by clip; the names end in what is measured."
+    "Reconstruction, homogeneity and, of two stems or more, additivity and separation, clip by clip; the names end in what is measured."
     parts = {'reconstruction': sound_distances(coded.sound, coded.mixture, coded.model.sample_rate),
-             'encoder_homogeneity': {'error': encoder_homogeneity(coded, gains)}, 'decoder_homogeneity': decoder_homogeneity(coded, gains),
-             'encoder_additivity': {'error': encoder_additivity(coded)}, 'decoder_additivity': decoder_additivity(coded),
-             **{f'separation_{name}': separation(coded, name) for name in coded.stems}}
+             'encoder_homogeneity': {'error': encoder_homogeneity(coded, gains)}, 'decoder_homogeneity': decoder_homogeneity(coded, gains)}
+    if len(coded.stems) > 1:
+        parts |= {'encoder_additivity': {'error': encoder_additivity(coded)}, 'decoder_additivity': decoder_additivity(coded),
+                  **{f'separation_{name}': separation(coded, name) for name in coded.stems}}
     return {f'{part}_{metric}': values for part, found in parts.items() for metric, values in found.items()}
 
 
@@ -168,7 +169,7 @@ def linearity(
     coded = Coded(model, check_stems(stems))
     return {name: float(values.nanmean()) for name, values in linearity_values(coded, clip_gains(coded.mixture, seed)).items()}
 
-# %% ../nbs/74_evaluation.ipynb #647e3bb1
+# %% ../nbs/74_evaluation.ipynb #422875d0
 def latent_spectrum(
     z: torch.Tensor, # (..., channels, frames)
 )->torch.Tensor: # (channels,), float64, falling, sums to 1
@@ -185,7 +186,7 @@ def effective_rank(
     "The number of directions that a spectrum amounts to."
     return math.exp(-torch.special.xlogy(spectrum, spectrum).sum())
 
-# %% ../nbs/74_evaluation.ipynb #875f1d5a
+# %% ../nbs/74_evaluation.ipynb #6d417ce9
 def noisy_latents(
     z: torch.Tensor,  # (clips, ...)
     snr: float,       # ratio of powers, latent to noise, above 0; infinite: no noise
