@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['GAINS', 'level_per_clip', 'check_stems', 'Coded', 'relative_error', 'sound_distances', 'per_clip',
-           'encoder_homogeneity', 'decoder_homogeneity', 'encoder_additivity', 'decoder_additivity', 'si_sdr_score',
-           'separate', 'separation', 'draw_gains', 'linearity_values', 'linearity', 'latent_spectrum', 'effective_rank',
-           'snr_level', 'noisy_latents']
+           'encoder_homogeneity', 'decoder_homogeneity', 'encoder_additivity', 'decoder_additivity', 'separate',
+           'separation', 'clip_gains', 'linearity_values', 'linearity', 'latent_spectrum', 'effective_rank',
+           'noisy_latents']
 
-# %% ../nbs/74_evaluation.ipynb #c70e62ff
+# %% ../nbs/74_evaluation.ipynb #72279d5e
 import math
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from .alignment import snr_to_time
 from .audio import check_wave
 from .audio_files import MIN_LEVEL_DB
-from .metrics import mss_error, snr_score
+from .linearity import level
+from .metrics import mss_error, si_sdr_score, snr_score
 
-# %% ../nbs/74_evaluation.ipynb #4ac534d9
+# %% ../nbs/74_evaluation.ipynb #518cfe8a
 def level_per_clip(
     wave: torch.Tensor, # (clips, samples)
 )->torch.Tensor: # (clips,), dB, -inf for silence
@@ -48,7 +50,7 @@ def check_stems(
     if (worst := float(over.max())) > tolerance_db: raise ValueError(f"the stems do not add up to the mixture: what is left over lies at {worst:.1f} dB against it, allowed are {tolerance_db:g} dB")
     return checked
 
-# %% ../nbs/74_evaluation.ipynb #86fafe42
+# %% ../nbs/74_evaluation.ipynb #85de0db6
 class Coded:
     "Clips in stems with their latents and what these sound like, each computed when it is first asked for."
     def __init__(self,
@@ -79,7 +81,7 @@ class Coded:
         "The autoencoded mixtures."
         return self.decode(self.z)
 
-# %% ../nbs/74_evaluation.ipynb #c80070df
+# %% ../nbs/74_evaluation.ipynb #1d7da157
 def relative_error(
     estimate: torch.Tensor,   # (clips, ...)
     reference: torch.Tensor,  # (clips, ...), the same shape
@@ -98,7 +100,7 @@ def sound_distances(
     "The two distances between sounds."
     return {'mss': mss_error(estimate, reference, sample_rate), 'snr': snr_score(estimate, reference)}
 
-# %% ../nbs/74_evaluation.ipynb #9a8954b0
+# %% ../nbs/74_evaluation.ipynb #61ab47b1
 def per_clip(
     gains: torch.Tensor,  # (clips,)
     x: torch.Tensor,      # (clips, ...), waves or latents
@@ -123,7 +125,7 @@ def decoder_homogeneity(
     "How far the sound of the scaled latent is from the scaled sound of the latent."
     return sound_distances(coded.decode(per_clip(gains, coded.z)), per_clip(gains, coded.sound), coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #781c5b23
+# %% ../nbs/74_evaluation.ipynb #dae20f52
 def encoder_additivity(
     coded: Coded, # clips in stems
 )->torch.Tensor: # (clips,), relative error, lower is better
@@ -137,14 +139,7 @@ def decoder_additivity(
     "How far the sound of the summed latents is from the autoencoded mixture."
     return sound_distances(coded.decode(sum(coded.stem_z.values())), coded.sound, coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #320c3916
-@torch.no_grad()
-def si_sdr_score(estimate, reference):
-    "Temporary."
-    r = reference * (estimate * reference).sum(-1, keepdim=True) / (reference.square().sum(-1, keepdim=True) + 1e-8)
-    return 10 * torch.log10((r.square().sum(-1) + 1e-8) / ((estimate - r).square().sum(-1) + 1e-8))
-
-# %% ../nbs/74_evaluation.ipynb #0c8df06a
+# %% ../nbs/74_evaluation.ipynb #425f40ca
 @torch.no_grad()
 def separate(
     coded: Coded, # clips in stems
@@ -166,11 +161,11 @@ def separation(
     found = {'mss': mss_error(estimate, reference, coded.model.sample_rate), 'si_sdr': si_sdr_score(estimate, reference)}
     return {metric: value.masked_fill(silent, math.nan) for metric, value in found.items()}
 
-# %% ../nbs/74_evaluation.ipynb #b7e488e9
+# %% ../nbs/74_evaluation.ipynb #fd85659c
 GAINS = (.05, 3.)  # range of the random gains
 
 
-def draw_gains(
+def clip_gains(
     wave: torch.Tensor,     # (clips, samples), full scale ±1
     seed: int = 0,          # clip i's gain depends on seed and i
     first: int = 0,         # number of the first clip
@@ -181,7 +176,7 @@ def draw_gains(
     drawn = torch.tensor([np.random.default_rng((seed, first + i)).uniform(low, high) for i in range(len(wave))], dtype=torch.float32)
     return drawn.minimum(1 / wave.abs().amax(-1).cpu().clamp(min=1e-6)).clamp(min=low)
 
-# %% ../nbs/74_evaluation.ipynb #72a6f171
+# %% ../nbs/74_evaluation.ipynb #74f4b210
 def linearity_values(
     coded: Coded,         # clips in stems
     gains: torch.Tensor,  # (clips,), for the mixtures
@@ -201,9 +196,9 @@ def linearity(
 )->dict: # {figure: mean over the clips}, plain numbers
     "How linear a model is, in a handful of figures; raises `ValueError` for stems that cannot be measured."
     coded = Coded(model, check_stems(stems))
-    return {name: float(values.nanmean()) for name, values in linearity_values(coded, draw_gains(coded.mixture, seed)).items()}
+    return {name: float(values.nanmean()) for name, values in linearity_values(coded, clip_gains(coded.mixture, seed)).items()}
 
-# %% ../nbs/74_evaluation.ipynb #8d364e58
+# %% ../nbs/74_evaluation.ipynb #08cbeaba
 def latent_spectrum(
     z: torch.Tensor, # (..., channels, frames)
 )->torch.Tensor: # (channels,), float64, falling, sums to 1
@@ -220,24 +215,15 @@ def effective_rank(
     "The number of directions that a spectrum amounts to."
     return math.exp(-torch.special.xlogy(spectrum, spectrum).sum())
 
-# %% ../nbs/74_evaluation.ipynb #9ec50acd
-def snr_level(
-    snr: float, # ratio of powers, latent to noise, above 0; infinite: no noise
-)->float: # noise_level, 0 clean … 1 noise
-    "The t at which (1 − t)·z + t·rms(z)·n has a ratio; raises `ValueError` for one that is not positive."
-    if not snr > 0: raise ValueError(f"a signal-to-noise ratio of powers is positive, got {snr}")
-    return 1 / (1 + math.sqrt(snr))
-
-
+# %% ../nbs/74_evaluation.ipynb #de6a6a40
 def noisy_latents(
     z: torch.Tensor,  # (clips, ...)
     snr: float,       # ratio of powers, latent to noise, above 0; infinite: no noise
     seed: int = 0,    # clip i's noise depends on seed and i
     first: int = 0,   # number of the first clip
 )->torch.Tensor: # the shape of `z`
-    "Latents mixed with Gaussian noise of their own strength; raises `ValueError` as `snr_level`."
-    t = snr_level(snr)
+    "Latents mixed with Gaussian noise of their own strength; raises `ValueError` for a negative ratio."
+    t = snr_to_time(snr)
     draw = lambda i: np.random.default_rng((seed, first + i)).standard_normal(z.shape[1:], dtype=np.float32)
     noise = torch.from_numpy(np.stack([draw(i) for i in range(len(z))])).to(z)
-    rms = z.flatten(1).square().mean(1).sqrt()
-    return (1 - t) * z + t * per_clip(rms, noise)
+    return (1 - t) * z + t * level(z) * noise
