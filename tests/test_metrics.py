@@ -1,8 +1,9 @@
 "Metrics against numbers of other programs, closed forms, and the inputs they refuse."
-import math, subprocess, sys
+import math, subprocess, sys, urllib.error, warnings
 import numpy as np, pytest, torch
-from latentalign import perceptual
+from latentalign import embeddings, perceptual
 from latentalign.audio import resample
+from latentalign.embeddings import EMBEDDINGS, VGGISH_FILE, Embedding, VGGish, embedding_or_crepe, open_embedding, vggish_picture
 from latentalign.metrics import check_pair, envelope_error, log_mel, mel_filters, mss_error, si_sdr_score, snr_score, spectral_envelope
 from latentalign.perceptual import PitchScore, compare_pitch, crepe_features, crepe_frames, find_extra, melody_score, note_pitch, pitch_score, track_pitch, visqol_score
 from latentalign.soundfont import Note
@@ -130,7 +131,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"torchcrepe: pip install 'latentalign\[eval\]'"): track_pitch(plucks(), 48000)
 
 def test_importing_loads_no_extra():
-    script = "import sys, latentalign.perceptual; print(*{'visqol', 'torchcrepe', 'librosa', 'scipy', 'torchaudio', 'numba'} & set(sys.modules))"
+    script = "import sys, latentalign.perceptual, latentalign.embeddings; print(*{'visqol', 'torchcrepe', 'transformers', 'librosa', 'scipy', 'torchaudio', 'numba'} & set(sys.modules))"
     assert not subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -199,3 +200,111 @@ def test_bad_pitch_input():
     with pytest.raises(ValueError, match="NaN"): melody_score(torch.full((8000,), math.nan), [], 16000)
     with pytest.raises(ValueError, match="shapes differ"): pitch_score(torch.zeros(8000), torch.zeros(8001), 16000)
     with pytest.raises(ValueError, match="sample rate"): track_pitch(tone(220), 0)
+
+
+# embeddings
+
+def test_an_embedding_hears_the_whole_clip_and_nothing_else():
+    seen = []
+    last = Embedding("last", 8000, 5, 1, lambda cuts: seen.append(cuts) or cuts[:, -1:])
+    assert last(torch.arange(17.), 8000).tolist() == [[4], [9], [14], [16]]
+    assert last(torch.arange(5.), 8000).tolist() == [[4]] and last(torch.ones(3), 8000).tolist() == [[0]]
+    assert last(torch.zeros(16000), 16000).shape == (1600, 1) and max(map(len, seen)) == 8
+    short = Embedding("length", 8000, 5, 1, lambda cuts: torch.full((len(cuts), 1), float(cuts.shape[1])), pad=False)
+    assert short(torch.ones(3), 8000).tolist() == [[3]]
+    for bad, word in ((torch.zeros(2, 9), r"\(2, 9\)"), (torch.full((9,), math.nan), "9 samples"), (torch.zeros(0), "empty")):
+        with pytest.raises(ValueError, match=word): last(bad, 8000)
+    with pytest.raises(ValueError, match="sample rate"): last(torch.zeros(9), -8000)
+
+def test_crepe_embeds_without_download():
+    crepe = open_embedding("crepe")
+    wave = torch.cat([tone(220, 1.3), tone(330, 1.3)])
+    rows = crepe(wave, 22050)
+    assert crepe.name == "crepe" and rows.shape == (3, 256) and rows.dtype == torch.float32 and torch.equal(rows, crepe(wave, 22050))
+    assert torch.allclose(rows[0], crepe_features(crepe_frames(resample(wave, 22050, 16000)[:16000], 16000)[0]).mean(0), atol=1e-5)
+    assert crepe(torch.zeros(8000), 16000).isfinite().all()
+
+@pytest.fixture(scope="module", params=["rand_trunc", "fusion"])
+def tiny_clap(request, tmp_path_factory):
+    "A CLAP of random weights in the layout of transformers, once without and once with the fusion of long clips."
+    from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
+    folder = tmp_path_factory.mktemp("clap")
+    torch.manual_seed(0)
+    audio = ClapAudioConfig(patch_embeds_hidden_size=8, depths=[1, 1], num_attention_heads=[1, 2], hidden_size=16, num_mel_bins=64, projection_dim=12, enable_fusion=request.param == "fusion")
+    text = ClapTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9, projection_dim=12)
+    ClapModel(ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=12)).save_pretrained(folder)
+    ClapFeatureExtractor(frequency_min=50, truncation=request.param).save_pretrained(folder)
+    return folder
+
+def test_clap_is_read_from_a_folder_and_draws_nothing_at_random(tiny_clap, capfd):
+    from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
+    clap = open_embedding("clap", tiny_clap)
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+    wave = .1*torch.randn(14*24000, generator=torch.Generator().manual_seed(0))
+    rows = [(np.random.seed(seed), clap(wave, 24000))[1] for seed in (0, 1)]
+    assert clap.name == "clap" and clap.dimensions == 12 and rows[0].shape == (2, 12) and torch.equal(*rows)
+    first = resample(wave, 24000, 48000)[:480000]
+    features = ClapFeatureExtractor.from_pretrained(tiny_clap)(first.numpy(), sampling_rate=48000, return_tensors="pt")["input_features"]
+    with torch.inference_mode(): want = ClapAudioModelWithProjection.from_pretrained(tiny_clap).eval()(features.float(), is_longer=torch.zeros(1, 1, dtype=bool)).audio_embeds[0]
+    assert torch.allclose(rows[0][0], want/want.norm(), atol=1e-5)
+
+def test_an_incomplete_clap_is_refused(tiny_clap, tmp_path):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(tiny_clap/"model.safetensors")
+    save_file({k: v for k, v in weights.items() if "audio_projection.linear1" not in k}, tmp_path/"model.safetensors", metadata={"format": "pt"})
+    for name in ("config.json", "preprocessor_config.json"): (tmp_path/name).symlink_to(tiny_clap/name)
+    with pytest.raises(ValueError, match="lacks 2 weights.*audio_projection.linear1.*larger_clap_music.*'crepe'"): open_embedding("clap", tmp_path)
+
+def small_vggish(hidden=4): return VGGish(channels=(2, 3, 2, 3, 2, 3), hidden=hidden)
+
+def test_vggish_is_read_from_the_published_layout(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    names = {f"features.{i}.{kind}" for i in (0, 3, 6, 8, 11, 13) for kind in ("weight", "bias")} | {f"embeddings.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
+    net = small_vggish()
+    assert set(net.state_dict()) == names
+    torch.save(net.state_dict(), tmp_path/VGGISH_FILE)
+    monkeypatch.setattr(embeddings, "VGGish", small_vggish)
+    vggish = open_embedding("vggish", tmp_path)
+    wave = .1*torch.randn(40000, generator=torch.Generator().manual_seed(0))
+    rows = vggish(wave, 16000)
+    assert vggish.name == "vggish" and rows.shape == (3, 128) and torch.equal(rows, vggish(wave, 16000))
+    with torch.inference_mode(): assert torch.allclose(rows[2], net(vggish_picture(wave[None, -15600:]))[0], atol=1e-6)
+    torch.save(small_vggish(5).state_dict(), tmp_path/VGGISH_FILE)
+    with pytest.raises(ValueError, match="does not fit"): open_embedding("vggish", tmp_path)
+    (tmp_path/VGGISH_FILE).write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="refused"): open_embedding("vggish", tmp_path)
+
+def test_the_picture_that_vggish_sees():
+    "One band of the first frame, summed by hand from the definition."
+    assert vggish_picture(torch.zeros(2, 15600)).shape == (2, 1, 96, 64)
+    mel = lambda f: 1127*math.log(1 + f/700)
+    edges = [mel(125) + i*(mel(7500) - mel(125))/65 for i in range(66)]
+    a, f = .3, 3000.
+    wave = a*torch.sin(2*math.pi*f*torch.arange(15600)/16000)
+    window = .5 - .5*torch.cos(2*math.pi*torch.arange(400)/400)
+    spectrum = [abs(sum(complex(w*x*math.cos(-2*math.pi*k*n/512), w*x*math.sin(-2*math.pi*k*n/512)) for n, (w, x) in enumerate(zip(window.tolist(), wave[:400].tolist())))) for k in range(80, 114)]
+    band = 42
+    weights = [max(0, min((mel(k*31.25) - edges[band])/(edges[band + 1] - edges[band]), (edges[band + 2] - mel(k*31.25))/(edges[band + 2] - edges[band + 1]))) for k in range(80, 114)]
+    want = math.log(sum(s*w for s, w in zip(spectrum, weights)) + .01)
+    assert float(vggish_picture(wave[None])[0, 0, 0, band]) == pytest.approx(want, abs=1e-3) and want > 0
+
+def test_missing_weights_say_what_to_fetch_and_what_is_used_instead(monkeypatch, tmp_path):
+    def offline(*args, **kwargs): raise urllib.error.URLError("no network")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    for name, folder, words in (("vggish", None, "no network.*fetch https://github.com/.*vggish-10086976.pth.*'crepe'"), ("vggish", tmp_path, f"{tmp_path.name} holds no.*fetch.*'crepe'"),
+                                ("clap", None, "no network.*fetch config.json.*huggingface.co/laion/larger_clap_music.*'crepe'"), ("clap", tmp_path, f"{tmp_path.name}.*fetch.*'crepe'"),
+                                ("clap", "nowhere", "neither a folder nor a Hub id.*fetch.*'crepe'")):
+        with pytest.raises(ValueError, match=words): open_embedding(name, folder)
+        with pytest.warns(UserWarning, match=f"{words}.*Used instead: 'crepe'"): assert embedding_or_crepe(name, folder).name == "crepe"
+    with pytest.raises(ValueError, match="openl3.*clap, vggish, crepe"): open_embedding("openl3")
+    with pytest.raises(ValueError, match="openl3.*clap, vggish, crepe"): embedding_or_crepe("openl3")
+    assert list(EMBEDDINGS) == ["clap", "vggish", "crepe"]
+    with warnings.catch_warnings(action="error"): assert embedding_or_crepe("crepe").name == "crepe"
+
+def test_published_vggish_if_it_is_here():
+    "The smoke test of the TensorFlow original: 3 s of 1 kHz, after the last ReLU: mean 0.131, deviation 0.238."
+    from pathlib import Path
+    if not (Path(torch.hub.get_dir())/"checkpoints"/VGGISH_FILE).is_file(): pytest.skip("its weights were never downloaded")
+    rows = open_embedding("vggish")(torch.sin(2*math.pi*1000*torch.arange(3*44100)/44100), 44100).relu()
+    assert float(rows.mean()) == pytest.approx(.131, rel=.1) and float(rows.std(correction=0)) == pytest.approx(.238, rel=.1)
