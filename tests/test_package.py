@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 TOP = Path(__file__).resolve().parent.parent
 EXTRAS = {"train", "data", "eval", "all", "dev"}
 ONLY_IN_EXTRAS = {"torchaudio", "music21", "matplotlib", "accelerate", "papermill", "symusic", "pretty_midi", "nbdev",
-                  "fastcore", "jupyterlab", "pytest"}
+                  "fastcore", "jupyterlab", "pytest", "torchcrepe", "visqol-python", "numba", "transformers", "librosa", "scipy"}
 
 
 def run(*args, cwd):
