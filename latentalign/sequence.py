@@ -7,7 +7,7 @@ __all__ = ['SEQUENCE_PRESETS', 'PUBLISHED_NAMES', 'PUBLISHED_LAYERS', 'SequenceC
            'FeedForward', 'Listener', 'FlowLayer', 'VelocityNetwork', 'centred', 'normalise', 'push_layer',
            'FrameVelocity', 'SequenceModel', 'rename_published', 'convert_sequence']
 
-# %% ../nbs/78_sequence.ipynb #3dd90776
+# %% ../nbs/78_sequence.ipynb #981029f8
 import math
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import nn
 
 from .flow import Velocity, flow_time
 
-# %% ../nbs/78_sequence.ipynb #543fd89f
+# %% ../nbs/78_sequence.ipynb #fd5fbcb3
 @dataclass(frozen=True)
 class SequenceConfig:
     "Sizes of listener and velocity network; raises `ValueError` for sizes that do not fit together."
@@ -43,14 +43,14 @@ class SequenceConfig:
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.context < 2: raise ValueError(f"a context has 2 frames or more, got {self.context}")
 
-# %% ../nbs/78_sequence.ipynb #3d688b58
+# %% ../nbs/78_sequence.ipynb #d593dd48
 SEQUENCE_PRESETS = {
     'paper': SequenceConfig(),
     'small': SequenceConfig(depth=6, flow_depth=6, context=1024),
     'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, context=256),
 }
 
-# %% ../nbs/78_sequence.ipynb #d835e68b
+# %% ../nbs/78_sequence.ipynb #26ba95c6
 def rotation(
     frames: int,  # positions 0 … frames − 1
     width: int,   # channels that are turned, even
@@ -71,7 +71,7 @@ def rotate(
     pairs = torch.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
     return torch.cat([torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype), x[..., width:]], -1)
 
-# %% ../nbs/78_sequence.ipynb #2f51b143
+# %% ../nbs/78_sequence.ipynb #4fa712dd
 class Attention(nn.Module):
     "Residual causal self-attention, (batch, frames, width) → the same."
     def __init__(self,
@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
         "(batch, frames, width) → the same."
         return x + self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
 
-# %% ../nbs/78_sequence.ipynb #cda7bdc8
+# %% ../nbs/78_sequence.ipynb #6089ab8c
 class Listener(nn.Module):
     "Latent frames (batch, frames, channels) → states (batch, frames, width); state i knows frames 0 … i."
     def __init__(self,
@@ -124,7 +124,7 @@ class Listener(nn.Module):
         for attend, feed in zip(self.attention, self.feed_forward): x = feed(attend(x, turns))
         return self.norm(x)
 
-# %% ../nbs/78_sequence.ipynb #82af472b
+# %% ../nbs/78_sequence.ipynb #9eb52e1f
 class FlowLayer(nn.Module):
     "Residual gated layer whose normalisation is scaled by the noise level, (..., width) → the same."
     def __init__(self,
@@ -143,7 +143,7 @@ class FlowLayer(nn.Module):
         gate, value = self.inner(normal).chunk(2, -1)
         return x + self.outer(F.silu(gate) * value)
 
-# %% ../nbs/78_sequence.ipynb #5e142e35
+# %% ../nbs/78_sequence.ipynb #4d8a83d7
 class VelocityNetwork(nn.Module):
     "Direction of the noise, (..., channels), for noisy frames, noise levels and states."
     def __init__(self,
@@ -176,7 +176,7 @@ class VelocityNetwork(nn.Module):
         for layer in self.layers: h = layer(h, e)
         return -self.out(F.layer_norm(h, h.shape[-1:]) * (1 + self.out_scale(e)) + self.out_shift(e))
 
-# %% ../nbs/78_sequence.ipynb #e3279958
+# %% ../nbs/78_sequence.ipynb #4ba0f5b4
 def centred(
     weight: torch.Tensor, # (out, width), applied to normalised input
     scale: torch.Tensor,  # (width,), multiplied onto that input
@@ -213,7 +213,7 @@ def push_layer(
     tangents.flatten(0, 1).addmm_(d.flatten(0, 1), outer.T)
     return torch.addmm(h, s * gate * value, outer.T)
 
-# %% ../nbs/78_sequence.ipynb #1886be3b
+# %% ../nbs/78_sequence.ipynb #263a1e89
 class FrameVelocity(Velocity):
     "The velocity network with its states read in: a field over the frames that come after them. Keeps no gradients."
     rows = 1024  # tangents carried at a time, so that they stay in the cache
@@ -258,7 +258,7 @@ class FrameVelocity(Velocity):
             slopes.append(F.linear(moved, weight).mul_(-factor[:, None]))
         return torch.cat(velocities), torch.cat(slopes).transpose(0, 1)
 
-# %% ../nbs/78_sequence.ipynb #a991e119
+# %% ../nbs/78_sequence.ipynb #6fc6fda5
 class SequenceModel(nn.Module):
     "Listener and velocity network."
     def __init__(self,
@@ -278,7 +278,7 @@ class SequenceModel(nn.Module):
             parts.append(seen[:, context - step:])
         return torch.cat(parts, 1)
 
-# %% ../nbs/78_sequence.ipynb #e5d457b7
+# %% ../nbs/78_sequence.ipynb #cbb62e47
 PUBLISHED_NAMES = [  # regular expression → replacement, for what is under `backbone.` and `diff_mlp.`
     (r'^backbone\.project_in\.', 'listener.read.'), (r'^backbone\.attn_layers\.final_norm\.gamma$', 'listener.norm.weight'),
     (r'^diff_mlp\.time_emb\.freqs$', 'velocity.frequencies'), (r'^diff_mlp\.emb_proj\.', 'velocity.embed.'),
@@ -316,5 +316,5 @@ def convert_sequence(
         elif name == 'backbone.attn_layers.rotary_pos_emb.inv_freq':
             rates = rotation(2, 2 * len(value))[1].angle()
             if not torch.allclose(rates, value.float(), atol=1e-6): raise ValueError(f"positions turn at rates {value.tolist()}, known are powers of 10000")
-        else: weights[rename_published(name)] = value
+        else: weights[rename_published(name)] = value + 1 if name.endswith('.gamma') else value
     return weights
