@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEQUENCE_PRESETS', 'PUBLISHED_NAMES', 'PUBLISHED_LAYERS', 'SequenceConfig', 'rotation', 'rotate', 'Attention',
-           'FeedForward', 'Listener', 'FlowLayer', 'VelocityNetwork', 'centred', 'normalise', 'push_layer',
-           'FrameVelocity', 'SequenceModel', 'rename_published', 'convert_sequence']
+           'FeedForward', 'GaussianPart', 'Listener', 'FlowLayer', 'VelocityNetwork', 'centred', 'normalise',
+           'push_layer', 'FrameVelocity', 'SequenceModel', 'rename_published', 'convert_sequence']
 
-# %% ../nbs/78_sequence.ipynb #981029f8
+# %% ../nbs/78_sequence.ipynb #c92c6afb
 import math
 import re
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .flow import Velocity, flow_time
+from .flow import MixtureFlow, Velocity, flow_time, mix
 
-# %% ../nbs/78_sequence.ipynb #fd5fbcb3
+# %% ../nbs/78_sequence.ipynb #6c73ed72
 @dataclass(frozen=True)
 class SequenceConfig:
     "Sizes of listener and velocity network; raises `ValueError` for sizes that do not fit together."
@@ -33,6 +33,7 @@ class SequenceConfig:
     flow_depth: int = 8         # layers of the velocity network
     expansion: int = 4          # width inside its layers, in units of `width`
     context: int = 4600         # latent frames that the listener sees at most
+    precondition: bool = False  # whether a Gaussian of the data's covariance does the part that needs no learning
 
     def __post_init__(self):
         for name in ('channels', 'width', 'depth', 'heads', 'head_width', 'flow_depth', 'expansion'):
@@ -43,14 +44,14 @@ class SequenceConfig:
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.context < 2: raise ValueError(f"a context has 2 frames or more, got {self.context}")
 
-# %% ../nbs/78_sequence.ipynb #d593dd48
+# %% ../nbs/78_sequence.ipynb #4b5b4973
 SEQUENCE_PRESETS = {
     'paper': SequenceConfig(),
-    'small': SequenceConfig(depth=6, flow_depth=6, context=1024),
-    'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, context=256),
+    'small': SequenceConfig(depth=6, flow_depth=6, context=1024, precondition=True),
+    'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, context=512, precondition=True),
 }
 
-# %% ../nbs/78_sequence.ipynb #26ba95c6
+# %% ../nbs/78_sequence.ipynb #0622aa5a
 def rotation(
     frames: int,  # positions 0 … frames − 1
     width: int,   # channels that are turned, even
@@ -71,7 +72,7 @@ def rotate(
     pairs = torch.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
     return torch.cat([torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype), x[..., width:]], -1)
 
-# %% ../nbs/78_sequence.ipynb #4fa712dd
+# %% ../nbs/78_sequence.ipynb #b11df6bc
 class Attention(nn.Module):
     "Residual causal self-attention, (batch, frames, width) → the same."
     def __init__(self,
@@ -105,7 +106,33 @@ class FeedForward(nn.Module):
         "(batch, frames, width) → the same."
         return x + self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
 
-# %% ../nbs/78_sequence.ipynb #6089ab8c
+# %% ../nbs/78_sequence.ipynb #e11fc7f1
+class GaussianPart(nn.Module):
+    "The field of a Gaussian with the data's mean and covariance, and the units in which it is trivial."
+    def __init__(self,
+        channels: int, # of the latent frames
+    ):
+        super().__init__()
+        for name, value in (('mean', torch.zeros(channels)), ('variances', torch.ones(channels)), ('axes', torch.eye(channels))): self.register_buffer(name, value)
+
+    def fit(self, frames):
+        "Take mean and covariance from frames (count, channels)."
+        frames = frames.double()
+        variances, axes = torch.linalg.eigh(torch.cov(frames.T))
+        self.mean.copy_(frames.mean(0)); self.axes.copy_(axes)
+        self.variances.copy_(variances.clamp(min=1e-4 * float(variances.mean())))
+
+    def at(self, noise_level):
+        "Per axis on levels (...): slope of u₀, unit of the input, unit of the answer, each (..., channels)."
+        s = noise_level[..., None]
+        c = (1 - s) ** 2 * self.variances + s ** 2
+        return (s - (1 - s) * self.variances) / c, c.sqrt(), (self.variances / c).sqrt()
+
+    def whiten(self, frames):
+        "Clean frames (..., channels) → the same along the axes, of unit variance."
+        return (frames - self.mean) @ self.axes / self.variances.sqrt()
+
+# %% ../nbs/78_sequence.ipynb #2b5c50dc
 class Listener(nn.Module):
     "Latent frames (batch, frames, channels) → states (batch, frames, width); state i knows frames 0 … i."
     def __init__(self,
@@ -113,6 +140,7 @@ class Listener(nn.Module):
     ):
         super().__init__()
         self.rotary_width = config.rotary_width
+        self.gaussian = GaussianPart(config.channels) if config.precondition else None
         self.read, self.dropout = nn.Linear(config.channels, config.width, bias=False), nn.Dropout(config.dropout)
         self.attention = nn.ModuleList([Attention(config) for _ in range(config.depth)])
         self.feed_forward = nn.ModuleList([FeedForward(config) for _ in range(config.depth)])
@@ -120,11 +148,12 @@ class Listener(nn.Module):
 
     def forward(self, frames):
         "(batch, frames, channels) → (batch, frames, width)."
+        if self.gaussian: frames = self.gaussian.whiten(frames)
         x, turns = self.dropout(self.read(frames)), rotation(frames.shape[1], self.rotary_width, frames.device)
         for attend, feed in zip(self.attention, self.feed_forward): x = feed(attend(x, turns))
         return self.norm(x)
 
-# %% ../nbs/78_sequence.ipynb #9eb52e1f
+# %% ../nbs/78_sequence.ipynb #6e442b32
 class FlowLayer(nn.Module):
     "Residual gated layer whose normalisation is scaled by the noise level, (..., width) → the same."
     def __init__(self,
@@ -143,7 +172,7 @@ class FlowLayer(nn.Module):
         gate, value = self.inner(normal).chunk(2, -1)
         return x + self.outer(F.silu(gate) * value)
 
-# %% ../nbs/78_sequence.ipynb #4d8a83d7
+# %% ../nbs/78_sequence.ipynb #3b952679
 class VelocityNetwork(nn.Module):
     "Direction of the noise, (..., channels), for noisy frames, noise levels and states."
     def __init__(self,
@@ -152,6 +181,7 @@ class VelocityNetwork(nn.Module):
         super().__init__()
         self.channels, width = config.channels, config.width
         self.register_buffer('frequencies', 2 * math.pi * 16 * torch.randn(width // 2))
+        self.gaussian = GaussianPart(config.channels) if config.precondition else None
         self.embed = nn.Sequential(*[part for _ in range(3) for part in (nn.Linear(width, width), nn.SiLU())])
         self.read = nn.Linear(config.channels + width, width)
         self.layers = nn.ModuleList([FlowLayer(config) for _ in range(config.flow_depth)])
@@ -169,14 +199,22 @@ class VelocityNetwork(nn.Module):
         "The state's part of the first layer, (..., width) → (..., width)."
         return F.linear(state, self.read.weight[:, self.channels:], self.read.bias)
 
-    def forward(self, x, noise_level, state):
-        "Noisy frames (..., channels), levels (...), states (..., width) → velocities dx/ds (..., channels)."
+    def answer(self, x, noise_level, state):
+        "What the layers say, (..., channels): dx/dt, or F if there is a Gaussian part."
         e = self.embedding(noise_level)
         h = F.linear(x, self.read.weight[:, :self.channels]) + self.read_state(state)
         for layer in self.layers: h = layer(h, e)
-        return -self.out(F.layer_norm(h, h.shape[-1:]) * (1 + self.out_scale(e)) + self.out_shift(e))
+        return self.out(F.layer_norm(h, h.shape[-1:]) * (1 + self.out_scale(e)) + self.out_shift(e))
 
-# %% ../nbs/78_sequence.ipynb #4ba0f5b4
+    def forward(self, x, noise_level, state):
+        "Noisy frames (..., channels), levels (...), states (..., width) → velocities dx/ds (..., channels)."
+        if not self.gaussian: return -self.answer(x, noise_level, state)
+        part = self.gaussian
+        slope, unit, spread = part.at(noise_level)
+        away = (x - (1 - noise_level)[..., None] * part.mean) @ part.axes
+        return (slope * away - spread * self.answer(away / unit, noise_level, state)) @ part.axes.T - part.mean
+
+# %% ../nbs/78_sequence.ipynb #a617efb9
 def centred(
     weight: torch.Tensor, # (out, width), applied to normalised input
     scale: torch.Tensor,  # (width,), multiplied onto that input
@@ -213,7 +251,7 @@ def push_layer(
     tangents.flatten(0, 1).addmm_(d.flatten(0, 1), outer.T)
     return torch.addmm(h, s * gate * value, outer.T)
 
-# %% ../nbs/78_sequence.ipynb #263a1e89
+# %% ../nbs/78_sequence.ipynb #ba62833f
 class FrameVelocity(Velocity):
     "The velocity network with its states read in: a field over the frames that come after them. Keeps no gradients."
     rows = 1024  # tangents carried at a time, so that they stay in the cache
@@ -223,42 +261,54 @@ class FrameVelocity(Velocity):
         network: VelocityNetwork, # in evaluation mode
         state: torch.Tensor,      # (points, width)
     ):
-        self.network, self.known, self.levels = network, network.read_state(state), {}
+        self.network, self.known, self.level = network, network.read_state(state), None
 
     def prepare(self, noise_level):
-        "Weights with all that depends on the level alone; computed once a level."
-        if noise_level not in self.levels:
-            net, e = self.network, self.network.embedding(torch.tensor(noise_level).to(self.known))
-            layers = [(centred(l.inner.weight, 1 + l.scale(e)), l.outer.weight) for l in net.layers]
-            out = centred(net.out.weight, 1 + net.out_scale(e)), net.out(net.out_shift(e))
-            self.levels = {noise_level: (layers, out)}  # levels are visited one after the other
-        return self.levels[noise_level]
+        "Everything that depends on the level alone, computed once for it."
+        if self.level != noise_level:
+            net, s = self.network, torch.tensor(noise_level).to(self.known)
+            e, read = net.embedding(s), net.read.weight[:, :net.channels]
+            self.layers = [(centred(l.inner.weight, 1 + l.scale(e)), l.outer.weight) for l in net.layers]
+            out, bias = centred(-net.out.weight, 1 + net.out_scale(e)), -net.out(net.out_shift(e))
+            slope, shift, before = read.new_zeros(net.channels, net.channels), read.new_zeros(net.channels), self.known
+            if part := net.gaussian:
+                slopes, unit, spread = part.at(s)
+                to, back, mean = part.axes / unit, part.axes * spread, (1 - s) * part.mean
+                read, out, bias, slope = read @ to.T, back @ out, back @ bias, part.axes * slopes @ part.axes.T
+                shift, before = -mean @ slope - part.mean, self.known - read @ mean
+            self.level, self.before, self.read, self.out = noise_level, before, read, (out, bias + shift)
+            self.slope = slope
+        return self
 
     @torch.no_grad()
     def __call__(self, x, noise_level):
         "(points, channels) → (points, channels)."
-        layers, (weight, bias) = self.prepare(noise_level)
-        h = torch.addmm(self.known, x, self.network.read.weight[:, :x.shape[-1]].T)
-        for inner, outer in layers:
+        at = self.prepare(noise_level)
+        h = torch.addmm(at.before, x, at.read.T)
+        for inner, outer in at.layers:
             gate, value = F.linear(F.layer_norm(h, h.shape[-1:]), inner).chunk(2, -1)
             h = torch.addmm(h, F.silu(gate).mul_(value), outer.T)
-        return -F.linear(F.layer_norm(h, h.shape[-1:]), weight, bias)
+        return F.linear(F.layer_norm(h, h.shape[-1:]), *at.out).addmm_(x, at.slope)
 
     @torch.no_grad()
     def push(self, x, noise_level, tangents):
         "Velocities (points, channels) and their derivatives along tangents (directions, points, channels)."
-        (layers, (weight, bias)), size = self.prepare(noise_level), max(1, self.rows // len(tangents))
-        read, velocities, slopes = self.network.read.weight[:, :x.shape[-1]], [], []
-        for points, known, t in zip(x.split(size), self.known.split(size), tangents.transpose(0, 1).split(size)):
-            h, t = torch.addmm(known, points, read.T), F.linear(t, read)
-            for inner, outer in layers: h = push_layer(h, t, inner, outer)
+        at, size, velocities, slopes = self.prepare(noise_level), max(1, self.rows // len(tangents)), [], []
+        for points, before, d in zip(x.split(size), at.before.split(size), tangents.transpose(0, 1).split(size)):
+            h, t = torch.addmm(before, points, at.read.T), F.linear(d, at.read)
+            for inner, outer in at.layers: h = push_layer(h, t, inner, outer)
             normal, factor = normalise(h)
-            moved = torch.baddbmm(t, t @ normal[..., None] / -h.shape[-1], normal[:, None])
-            velocities.append(-F.linear(normal, weight, bias))
-            slopes.append(F.linear(moved, weight).mul_(-factor[:, None]))
+            moved = torch.baddbmm(t, t @ normal[..., None] / -h.shape[-1], normal[:, None]).mul_(factor[:, None])
+            velocities.append(F.linear(normal, *at.out).addmm_(points, at.slope))
+            slopes.append(F.linear(moved, at.out[0]) + d @ at.slope)
         return torch.cat(velocities), torch.cat(slopes).transpose(0, 1)
 
-# %% ../nbs/78_sequence.ipynb #6fc6fda5
+    @torch.no_grad()
+    def linear(self, noise_level):
+        "Slope of the Gaussian part, (channels, channels), symmetric; zero without one."
+        return self.prepare(noise_level).slope
+
+# %% ../nbs/78_sequence.ipynb #e9dac308
 class SequenceModel(nn.Module):
     "Listener and velocity network."
     def __init__(self,
@@ -278,7 +328,7 @@ class SequenceModel(nn.Module):
             parts.append(seen[:, context - step:])
         return torch.cat(parts, 1)
 
-# %% ../nbs/78_sequence.ipynb #cbb62e47
+# %% ../nbs/78_sequence.ipynb #7beae446
 PUBLISHED_NAMES = [  # regular expression → replacement, for what is under `backbone.` and `diff_mlp.`
     (r'^backbone\.project_in\.', 'listener.read.'), (r'^backbone\.attn_layers\.final_norm\.gamma$', 'listener.norm.weight'),
     (r'^diff_mlp\.time_emb\.freqs$', 'velocity.frequencies'), (r'^diff_mlp\.emb_proj\.', 'velocity.embed.'),
