@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['INTEGRATORS', 'PROBES', 'EXACT', 'Integrator', 'integrate', 'exact_divergence', 'rademacher', 'gaussian',
-           'orthogonal', 'probe_divergence', 'stepped_nll', 'quadrature', 'LikelihoodConfig', 'frame_probes',
-           'Likelihood', 'path_nll', 'transport', 'adaptive_nll', 'rescale_nll', 'to_bits']
+           'orthogonal', 'probe_divergence', 'stepped_nll', 'separate_nll', 'quadrature', 'LikelihoodConfig',
+           'frame_probes', 'Likelihood', 'path_nll', 'transport', 'adaptive_nll', 'rescale_nll', 'to_bits']
 
-# %% ../nbs/80_likelihood.ipynb #3d5c6c08
+# %% ../nbs/80_likelihood.ipynb #13d70460
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.func import grad, vmap
 
 from .flow import Velocity, stretch, stretch_rate, unstretch
 from .network import preset
 
-# %% ../nbs/80_likelihood.ipynb #34198346
+# %% ../nbs/80_likelihood.ipynb #bdf856a8
 class Integrator(NamedTuple):
     "A Runge–Kutta method."
     order: int      # the error falls with this power of the step
@@ -39,23 +40,24 @@ INTEGRATORS = {
                                (9/44, -9/11, 63/44, 18/11, 0, -16/11)), (11/120, 0, 27/40, 27/40, -4/15, -4/15, 11/120)),
 }
 
-# %% ../nbs/80_likelihood.ipynb #52f670a2
+# %% ../nbs/80_likelihood.ipynb #9fce3721
 def integrate(
     slope,               # (y, place) → dy/d(place)
     y: torch.Tensor,     # at the first place
     places,              # numbers, ascending or descending; one step from each to the next
     method: str = 'rk4', # one of INTEGRATORS
+    first=None,          # the slope at the first place, if it is known already
 )->list: # y at every place
     "Follow a slope on a fixed grid; raises `ValueError` that lists the known methods."
     table, values = preset(method, INTEGRATORS), [y]
-    for start, stop in zip(places, places[1:]):
-        stages, h = [], stop - start
-        for row, c in zip(table.matrix, table.nodes()):
+    for i, (start, stop) in enumerate(zip(places, places[1:])):
+        stages, h = [first] if i == 0 and first is not None else [], stop - start
+        for row, c in list(zip(table.matrix, table.nodes()))[len(stages):]:
             stages.append(slope(sum((h * a * k for a, k in zip(row, stages) if a), values[-1]), start + c * h))
         values.append(values[-1] + h * sum(b * k for b, k in zip(table.weights, stages) if b))
     return values
 
-# %% ../nbs/80_likelihood.ipynb #ecb277cf
+# %% ../nbs/80_likelihood.ipynb #4abeb36c
 def exact_divergence(
     velocity: Velocity,  # the field
     x: torch.Tensor,     # (points, channels)
@@ -67,7 +69,7 @@ def exact_divergence(
     v, slopes = velocity.push(x, noise_level, tangents)
     return v, torch.einsum('dpd->p', slopes)
 
-# %% ../nbs/80_likelihood.ipynb #71ca6524
+# %% ../nbs/80_likelihood.ipynb #e3ee8582
 def rademacher(shape, generator):
     "Independent signs, of a shape (directions, points, channels)."
     return torch.randint(2, shape, generator=generator).float() * 2 - 1
@@ -87,20 +89,20 @@ def orthogonal(shape, generator):
 
 PROBES = {'rademacher': rademacher, 'gaussian': gaussian, 'orthogonal': orthogonal}
 
-# %% ../nbs/80_likelihood.ipynb #603e272d
+# %% ../nbs/80_likelihood.ipynb #69536818
 def probe_divergence(
     velocity: Velocity,    # the field
     x: torch.Tensor,       # (points, channels)
     noise_level: float,    # in [0, 1]
-    probes: torch.Tensor,  # (directions, points, channels)
+    probes: torch.Tensor,  # (directions, points, channels), along the field's axes if it knows some
 )->tuple: # velocities (points, channels), estimates (directions, points)
     "Velocities and, from each probe, an estimate of their divergences."
+    axes = velocity.axes()
+    if axes is not None: probes = probes @ axes.T
     v, slopes = velocity.push(x, noise_level, probes)
-    near = velocity.linear(noise_level)
-    if near is None: return v, (probes * slopes).sum(-1)
-    return v, torch.trace(near) + (probes * (slopes - probes @ near)).sum(-1)
+    return v, (probes * slopes).sum(-1)
 
-# %% ../nbs/80_likelihood.ipynb #eebece4e
+# %% ../nbs/80_likelihood.ipynb #e2be9a28
 def stepped_nll(
     velocity: Velocity,     # the field
     x: torch.Tensor,        # (points, channels), on the level
@@ -122,7 +124,32 @@ def stepped_nll(
     nll = (end.square().sum(-1) + x.shape[1] * math.log(2 * math.pi)) / 2 - change
     return nll[0] if probes is None else nll
 
-# %% ../nbs/80_likelihood.ipynb #ad411dfd
+# %% ../nbs/80_likelihood.ipynb #44c192cb
+def separate_nll(
+    field,                # (x (1, channels), level (1,), state (1, width)) → velocity (1, channels)
+    x: torch.Tensor,      # (points, channels), on the level
+    states: torch.Tensor, # (points, width)
+    noise_level: float,   # in [0, 1)
+    probes: torch.Tensor, # (directions, points, channels)
+    steps: int = 100,     # of Euler's method
+)->torch.Tensor: # (points,), mean over the probes, nats
+    "The published procedure: `stepped_nll` by Euler's method, one sample for each probe of each point."
+    def product(y, s, state, probe):
+        v = field(y[None], s[None], state[None])[0]
+        return (v * probe).sum(), v
+
+    both = vmap(grad(product, has_aux=True))
+    (count, points, channels), h = probes.shape, (1 - noise_level) / steps
+    flat, many = probes.reshape(-1, channels), states.expand(count, *states.shape).reshape(-1, states.shape[-1])
+    change = x.new_zeros(points)
+    for i in range(steps):
+        level = x.new_full((count * points,), noise_level + i * h)
+        slopes, v = both(x.expand(count, points, channels).reshape(-1, channels), level, many, flat)
+        change = change + h * (slopes * flat).sum(-1).reshape(count, points).mean(0)
+        x = x + h * v[:points]
+    return (x.square().sum(-1) + channels * math.log(2 * math.pi)) / 2 - change
+
+# %% ../nbs/80_likelihood.ipynb #85fa59f3
 def quadrature(
     noise_level: float, # from it to 1
     nodes: int,         # evaluations
@@ -133,7 +160,7 @@ def quadrature(
     places = start + (1 - start) * (x + 1) / 2
     return places.tolist(), ((1 - start) / 2 * w * stretch_rate(stretch(places))).tolist()
 
-# %% ../nbs/80_likelihood.ipynb #3146bd53
+# %% ../nbs/80_likelihood.ipynb #30c3d898
 @dataclass(frozen=True)
 class LikelihoodConfig:
     "How a likelihood is computed; raises `ValueError` for settings that cannot be."
@@ -152,7 +179,7 @@ class LikelihoodConfig:
 
 EXACT = LikelihoodConfig(probes=0)  # no probes, no probe noise
 
-# %% ../nbs/80_likelihood.ipynb #4f959c5b
+# %% ../nbs/80_likelihood.ipynb #c6489df8
 _BLOCK = 64  # frames that share a generator
 
 
@@ -172,7 +199,7 @@ def frame_probes(
     rows = torch.tensor([order[n // _BLOCK] * _BLOCK + n % _BLOCK for n in numbers.tolist()])
     return table[:, rows]
 
-# %% ../nbs/80_likelihood.ipynb #a3f5e35b
+# %% ../nbs/80_likelihood.ipynb #6f255c06
 class Likelihood(NamedTuple):
     "Negative log-densities and what is known of their error."
     nll: torch.Tensor    # (points,), nats, float64
@@ -189,18 +216,19 @@ def path_nll(
     "Negative log-density on a level, the divergence integrated along the path by quadrature."
     places, weights = quadrature(noise_level, config.nodes)
     slope = lambda y, w: velocity(y, stretch(w)) * stretch_rate(stretch(w))
-    change, before, channels = 0., unstretch(noise_level), x.shape[1]
+    change, before, first, channels = 0., unstretch(noise_level), None, x.shape[1]
     if numbers is None: numbers = torch.arange(len(x))
-    for node, (place, weight) in enumerate(zip(places, weights)):
-        x = integrate(slope, x, np.linspace(before, place, config.steps + 1).tolist(), config.method)[-1]
-        if config.probes: _, div = probe_divergence(velocity, x, stretch(place), frame_probes(numbers, node, channels, config).to(x))
-        else: div = exact_divergence(velocity, x, stretch(place))[1][None]
-        change, before = change + weight * div.double(), place
-    x = integrate(slope, x, np.linspace(before, 1., config.steps + 1).tolist(), config.method)[-1].double()
-    error = change.std(0) / len(change) ** .5 if config.probes else torch.zeros(x.shape[0])
+    for node, place in enumerate([*places, 1.]):
+        x = integrate(slope, x, np.linspace(before, place, config.steps + 1).tolist(), config.method, first)[-1]
+        if node == len(places): break
+        if config.probes: v, div = probe_divergence(velocity, x, stretch(place), frame_probes(numbers, node, channels, config).to(x))
+        else: v, div = exact_divergence(velocity, x, stretch(place)); div = div[None]
+        change, before, first = change + weights[node] * div.double(), place, v * stretch_rate(stretch(place))
+    x = x.double()
+    error = torch.full(x.shape[:1], 0. if config.probes == 0 else math.nan) if config.probes < 2 else change.std(0) / len(change) ** .5
     return Likelihood((x.square().sum(-1) + channels * math.log(2 * math.pi)) / 2 - change.mean(0), error)
 
-# %% ../nbs/80_likelihood.ipynb #1a5daae6
+# %% ../nbs/80_likelihood.ipynb #744e6907
 def transport(
     velocity: Velocity,  # the field
     x: torch.Tensor,     # (points, channels), on the first level
@@ -212,7 +240,7 @@ def transport(
     slope = lambda y, w: velocity(y, stretch(w)) * stretch_rate(stretch(w))
     return integrate(slope, x, np.linspace(unstretch(start), unstretch(stop), steps + 1).tolist())[-1]
 
-# %% ../nbs/80_likelihood.ipynb #f96ca4ed
+# %% ../nbs/80_likelihood.ipynb #fe2c41f5
 def adaptive_nll(
     velocity: Velocity,      # the field
     x: torch.Tensor,         # (points, channels), on the level
@@ -230,7 +258,7 @@ def adaptive_nll(
     y = odeint(slope, torch.cat([x, x.new_zeros(len(x), 1)], 1), times, rtol=tolerance, atol=tolerance)[-1]
     return (y[:, :-1].square().sum(-1) + x.shape[1] * math.log(2 * math.pi)) / 2 - y[:, -1]
 
-# %% ../nbs/80_likelihood.ipynb #fe7fcb0b
+# %% ../nbs/80_likelihood.ipynb #ca2343fe
 def rescale_nll(
     nll,         # nats, of data in one unit
     scale: float, # what the data are multiplied by, above 0

@@ -7,7 +7,7 @@ __all__ = ['SEQUENCE_PRESETS', 'PUBLISHED_NAMES', 'PUBLISHED_LAYERS', 'SequenceC
            'FeedForward', 'GaussianPart', 'Listener', 'FlowLayer', 'VelocityNetwork', 'centred', 'normalise',
            'push_layer', 'FrameVelocity', 'SequenceModel', 'rename_published', 'convert_sequence']
 
-# %% ../nbs/78_sequence.ipynb #c92c6afb
+# %% ../nbs/78_sequence.ipynb #8242ef72
 import math
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import nn
 
 from .flow import MixtureFlow, Velocity, flow_time, mix
 
-# %% ../nbs/78_sequence.ipynb #6c73ed72
+# %% ../nbs/78_sequence.ipynb #6b91f61d
 @dataclass(frozen=True)
 class SequenceConfig:
     "Sizes of listener and velocity network; raises `ValueError` for sizes that do not fit together."
@@ -32,6 +32,7 @@ class SequenceConfig:
     dropout: float = .1         # of the listener, in training
     flow_depth: int = 8         # layers of the velocity network
     expansion: int = 4          # width inside its layers, in units of `width`
+    frequency: float = 16.      # deviation of the frequencies that embed the noise level
     context: int = 4600         # latent frames that the listener sees at most
     precondition: bool = False  # whether a Gaussian of the data's covariance does the part that needs no learning
 
@@ -44,14 +45,14 @@ class SequenceConfig:
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.context < 2: raise ValueError(f"a context has 2 frames or more, got {self.context}")
 
-# %% ../nbs/78_sequence.ipynb #4b5b4973
+# %% ../nbs/78_sequence.ipynb #d974ca89
 SEQUENCE_PRESETS = {
     'paper': SequenceConfig(),
-    'small': SequenceConfig(depth=6, flow_depth=6, context=1024, precondition=True),
-    'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, context=512, precondition=True),
+    'small': SequenceConfig(depth=6, flow_depth=6, frequency=2., context=1024, precondition=True),
+    'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, frequency=2., context=512, precondition=True),
 }
 
-# %% ../nbs/78_sequence.ipynb #0622aa5a
+# %% ../nbs/78_sequence.ipynb #2f953cbf
 def rotation(
     frames: int,  # positions 0 … frames − 1
     width: int,   # channels that are turned, even
@@ -72,7 +73,7 @@ def rotate(
     pairs = torch.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
     return torch.cat([torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype), x[..., width:]], -1)
 
-# %% ../nbs/78_sequence.ipynb #b11df6bc
+# %% ../nbs/78_sequence.ipynb #ec1c436c
 class Attention(nn.Module):
     "Residual causal self-attention, (batch, frames, width) → the same."
     def __init__(self,
@@ -106,7 +107,7 @@ class FeedForward(nn.Module):
         "(batch, frames, width) → the same."
         return x + self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
 
-# %% ../nbs/78_sequence.ipynb #e11fc7f1
+# %% ../nbs/78_sequence.ipynb #3f7de055
 class GaussianPart(nn.Module):
     "The field of a Gaussian with the data's mean and covariance, and the units in which it is trivial."
     def __init__(self,
@@ -132,7 +133,7 @@ class GaussianPart(nn.Module):
         "Clean frames (..., channels) → the same along the axes, of unit variance."
         return (frames - self.mean) @ self.axes / self.variances.sqrt()
 
-# %% ../nbs/78_sequence.ipynb #2b5c50dc
+# %% ../nbs/78_sequence.ipynb #f9fc581c
 class Listener(nn.Module):
     "Latent frames (batch, frames, channels) → states (batch, frames, width); state i knows frames 0 … i."
     def __init__(self,
@@ -153,7 +154,7 @@ class Listener(nn.Module):
         for attend, feed in zip(self.attention, self.feed_forward): x = feed(attend(x, turns))
         return self.norm(x)
 
-# %% ../nbs/78_sequence.ipynb #6e442b32
+# %% ../nbs/78_sequence.ipynb #61091430
 class FlowLayer(nn.Module):
     "Residual gated layer whose normalisation is scaled by the noise level, (..., width) → the same."
     def __init__(self,
@@ -172,7 +173,7 @@ class FlowLayer(nn.Module):
         gate, value = self.inner(normal).chunk(2, -1)
         return x + self.outer(F.silu(gate) * value)
 
-# %% ../nbs/78_sequence.ipynb #3b952679
+# %% ../nbs/78_sequence.ipynb #9b7a5735
 class VelocityNetwork(nn.Module):
     "Direction of the noise, (..., channels), for noisy frames, noise levels and states."
     def __init__(self,
@@ -180,7 +181,7 @@ class VelocityNetwork(nn.Module):
     ):
         super().__init__()
         self.channels, width = config.channels, config.width
-        self.register_buffer('frequencies', 2 * math.pi * 16 * torch.randn(width // 2))
+        self.register_buffer('frequencies', 2 * math.pi * config.frequency * torch.randn(width // 2))
         self.gaussian = GaussianPart(config.channels) if config.precondition else None
         self.embed = nn.Sequential(*[part for _ in range(3) for part in (nn.Linear(width, width), nn.SiLU())])
         self.read = nn.Linear(config.channels + width, width)
@@ -214,7 +215,7 @@ class VelocityNetwork(nn.Module):
         away = (x - (1 - noise_level)[..., None] * part.mean) @ part.axes
         return (slope * away - spread * self.answer(away / unit, noise_level, state)) @ part.axes.T - part.mean
 
-# %% ../nbs/78_sequence.ipynb #a617efb9
+# %% ../nbs/78_sequence.ipynb #3ff9ff88
 def centred(
     weight: torch.Tensor, # (out, width), applied to normalised input
     scale: torch.Tensor,  # (width,), multiplied onto that input
@@ -251,7 +252,7 @@ def push_layer(
     tangents.flatten(0, 1).addmm_(d.flatten(0, 1), outer.T)
     return torch.addmm(h, s * gate * value, outer.T)
 
-# %% ../nbs/78_sequence.ipynb #ba62833f
+# %% ../nbs/78_sequence.ipynb #ef4f2a0c
 class FrameVelocity(Velocity):
     "The velocity network with its states read in: a field over the frames that come after them. Keeps no gradients."
     rows = 1024  # tangents carried at a time, so that they stay in the cache
@@ -276,8 +277,7 @@ class FrameVelocity(Velocity):
                 to, back, mean = part.axes / unit, part.axes * spread, (1 - s) * part.mean
                 read, out, bias, slope = read @ to.T, back @ out, back @ bias, part.axes * slopes @ part.axes.T
                 shift, before = -mean @ slope - part.mean, self.known - read @ mean
-            self.level, self.before, self.read, self.out = noise_level, before, read, (out, bias + shift)
-            self.slope = slope
+            self.level, self.before, self.read, self.slope, self.out = noise_level, before, read, slope, (out, bias + shift)
         return self
 
     @torch.no_grad()
@@ -303,12 +303,11 @@ class FrameVelocity(Velocity):
             slopes.append(F.linear(moved, at.out[0]) + d @ at.slope)
         return torch.cat(velocities), torch.cat(slopes).transpose(0, 1)
 
-    @torch.no_grad()
-    def linear(self, noise_level):
-        "Slope of the Gaussian part, (channels, channels), symmetric; zero without one."
-        return self.prepare(noise_level).slope
+    def axes(self):
+        "Axes of the Gaussian part, (channels, channels), or None without one."
+        return self.network.gaussian.axes if self.network.gaussian else None
 
-# %% ../nbs/78_sequence.ipynb #e9dac308
+# %% ../nbs/78_sequence.ipynb #e4646f68
 class SequenceModel(nn.Module):
     "Listener and velocity network."
     def __init__(self,
@@ -328,7 +327,7 @@ class SequenceModel(nn.Module):
             parts.append(seen[:, context - step:])
         return torch.cat(parts, 1)
 
-# %% ../nbs/78_sequence.ipynb #7beae446
+# %% ../nbs/78_sequence.ipynb #32904c9d
 PUBLISHED_NAMES = [  # regular expression → replacement, for what is under `backbone.` and `diff_mlp.`
     (r'^backbone\.project_in\.', 'listener.read.'), (r'^backbone\.attn_layers\.final_norm\.gamma$', 'listener.norm.weight'),
     (r'^diff_mlp\.time_emb\.freqs$', 'velocity.frequencies'), (r'^diff_mlp\.emb_proj\.', 'velocity.embed.'),
