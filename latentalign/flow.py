@@ -6,21 +6,21 @@
 __all__ = ['FINE', 'flow_time', 'check_noise_levels', 'mix', 'flow_loss', 'stretch', 'unstretch', 'stretch_rate', 'draw_levels',
            'Velocity', 'MixtureFlow', 'expected_mix', 'sampled_mix']
 
-# %% ../nbs/76_flow.ipynb #12932fb2
+# %% ../nbs/76_flow.ipynb #bc409960
 import math
 import numbers
 
 import torch
 from torch.func import jvp, vmap
 
-# %% ../nbs/76_flow.ipynb #dd775760
+# %% ../nbs/76_flow.ipynb #437269d6
 def flow_time(
     noise_level, # number or tensor in [0, 1]: 0 clean, 1 noise
 ): # of the same kind: 1 clean, 0 noise
     "The published models' time of a noise level; its own inverse."
     return 1 - noise_level
 
-# %% ../nbs/76_flow.ipynb #2e37a49f
+# %% ../nbs/76_flow.ipynb #2fd834dc
 def check_noise_levels(
     noise_levels, # a number or several
 )->tuple[float, ...]: # each in [0, 1)
@@ -33,7 +33,7 @@ def check_noise_levels(
         if not 0 <= s < 1: raise ValueError(f"noise levels lie in [0, 1), 0 = clean, got {s}")
     return tuple(float(s) for s in levels)
 
-# %% ../nbs/76_flow.ipynb #fbcda58c
+# %% ../nbs/76_flow.ipynb #fcb68e4e
 def mix(
     z: torch.Tensor,      # (...), data
     noise: torch.Tensor,  # like z
@@ -42,7 +42,7 @@ def mix(
     "The point of the line from data to noise on a level."
     return (1 - noise_level) * z + noise_level * noise
 
-# %% ../nbs/76_flow.ipynb #f115d5e0
+# %% ../nbs/76_flow.ipynb #ada6c213
 def flow_loss(
     velocity: torch.Tensor, # (..., channels), what the network answers on the line
     z: torch.Tensor,        # (..., channels), data
@@ -51,7 +51,7 @@ def flow_loss(
     "Distance of a velocity from the direction of the line."
     return (velocity - (noise - z)).square().mean(-1)
 
-# %% ../nbs/76_flow.ipynb #6deb23ae
+# %% ../nbs/76_flow.ipynb #a7f25e2a
 FINE = .05  # δ: noise level below which the axis is linear
 
 
@@ -75,7 +75,7 @@ def stretch_rate(
     "Noise levels passed for a unit of the stretched axis."
     return (noise_level + FINE) * math.log1p(1 / FINE)
 
-# %% ../nbs/76_flow.ipynb #fa477ae3
+# %% ../nbs/76_flow.ipynb #a2cca31f
 def draw_levels(
     shape: tuple,                # (..., n): n levels that belong together
     generator: torch.Generator,  # source of randomness
@@ -85,7 +85,7 @@ def draw_levels(
     place = torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
     return stretch((place + u) / shape[-1])
 
-# %% ../nbs/76_flow.ipynb #a47d3bb2
+# %% ../nbs/76_flow.ipynb #6755d27a
 class Velocity:
     "A field dx/ds = u(x, s) over points (points, channels); every point on its own, all on one level."
 
@@ -106,7 +106,7 @@ class Velocity:
         "Orthonormal directions, the columns of (channels, channels), along which slopes are nearly diagonal, or None if none are known; they spare guesswork where slopes are estimated."
         return None
 
-# %% ../nbs/76_flow.ipynb #785469e1
+# %% ../nbs/76_flow.ipynb #a258988a
 class MixtureFlow(Velocity):
     "The exact flow of a mixture of Gaussians; works in the precision of its means."
     def __init__(self,
@@ -141,7 +141,7 @@ class MixtureFlow(Velocity):
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + torch.einsum('pij,pj->pi', torch.linalg.cholesky(self.covariances)[k], noise)
 
-# %% ../nbs/76_flow.ipynb #c99fdf9b
+# %% ../nbs/76_flow.ipynb #16ad1c6a
 def expected_mix(
     z: torch.Tensor,     # (...), data
     noise_level: float,  # in [0, 1)
@@ -149,14 +149,11 @@ def expected_mix(
     "Mean of the noise process on a level."
     return (1 - noise_level) * z
 
-# %% ../nbs/76_flow.ipynb #3e02dc04
+# %% ../nbs/76_flow.ipynb #498c06dd
 def sampled_mix(
-    z: torch.Tensor,             # (...), data
-    noise_level: float,          # in [0, 1)
-    generator: torch.Generator,  # source of randomness, on the CPU
-    draws: int = 1,              # noises that are averaged
+    z: torch.Tensor,       # (...), data
+    noise_level: float,    # in [0, 1)
+    noises: torch.Tensor,  # (draws, ...), unit Gaussian
 )->torch.Tensor: # like z
-    "Monte-Carlo estimate of the mean of the noise process; raises `ValueError` for fewer than one draw."
-    if draws < 1: raise ValueError(f"a Monte-Carlo estimate needs 1 draw or more, got {draws}")
-    noise = torch.randn(draws, *z.shape, generator=generator).mean(0).to(z)
-    return mix(z, noise, noise_level)
+    "Monte-Carlo estimate of the mean of the noise process."
+    return mix(z, noises.mean(0), noise_level)
