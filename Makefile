@@ -1,5 +1,5 @@
 # Each target stands alone: it makes .venv first if that is missing or out of date.
-VARIANT ?= m2l
+VARIANT ?= lin
 ARGS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -35,7 +35,7 @@ $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@touch $@
 
 # the notebook's own output goes straight to the terminal, so that its progress bar lives there
-train: $(READY)  ## train nbs/train.ipynb: make train [VARIANT=m2l] [ARGS="-p steps 100"]; results in runs/VARIANT
+train: $(READY)  ## train nbs/train.ipynb: make train [VARIANT=lin] [ARGS="-p steps 100"]; results in runs/VARIANT
 	@mkdir -p runs/$(VARIANT)
 	$(BIN)/papermill nbs/train.ipynb runs/$(VARIANT)/train.ipynb -p variant $(VARIANT) $(ARGS) \
 		--no-progress-bar --stdout-file - --stderr-file -

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'check_wave', 'resample', 'read_audio', 'read_channels', 'write_audio', 'find_files', 'find_audio']
 
-# %% ../nbs/47_audio.ipynb #8f1c9dfe
+# %% ../nbs/47_audio.ipynb #a38372bb
 import io, math, numbers, os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .storage import atomic_write
 
-# %% ../nbs/47_audio.ipynb #b0a59379
+# %% ../nbs/47_audio.ipynb #a56f8bfc
 def check_wave(
     wave:ndarray|Tensor,  # (..., samples), full scale ±1
 )->Tensor:                # (..., samples), float32
@@ -30,10 +30,11 @@ def check_wave(
         if min(wave.strides) < 0: wave = wave.copy()
         with np.errstate(over="ignore"): wave = torch.from_numpy(np.ascontiguousarray(wave, dtype="f4"))
     wave = wave.float()
-    if bad := int((~torch.isfinite(wave)).sum()): raise ValueError(f"the wave holds {bad} samples that are NaN or infinite")
+    if not all(map(torch.isfinite, wave.aminmax())):  # needs no memory, which an hour of sound would feel
+        raise ValueError(f"the wave holds {int((~torch.isfinite(wave)).sum())} samples that are NaN or infinite")
     return wave
 
-# %% ../nbs/47_audio.ipynb #188fdc94
+# %% ../nbs/47_audio.ipynb #e8e53827
 def resample(
     wave:ndarray|Tensor, # (..., samples), floating point
     rate_in:float,       # sample rate of `wave`, Hz
@@ -49,10 +50,10 @@ def resample(
         x = np.ascontiguousarray(y).reshape(*x.shape[:-1], y.shape[-1])
     return torch.from_numpy(x) if isinstance(wave, Tensor) else x
 
-# %% ../nbs/47_audio.ipynb #a253cda4
+# %% ../nbs/47_audio.ipynb #6ce921d5
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 
-# %% ../nbs/47_audio.ipynb #b144f616
+# %% ../nbs/47_audio.ipynb #c4907359
 def read_audio(
     path:str|Path,         # a file of one of the `AUDIO_SUFFIXES`
     sample_rate:int=None,  # rate wanted, Hz; None keeps the file's own
@@ -67,7 +68,7 @@ def read_audio(
     rate_out = rate if sample_rate is None else sample_rate
     return torch.from_numpy(resample(wave, rate, rate_out)), rate_out
 
-# %% ../nbs/47_audio.ipynb #6833ba97
+# %% ../nbs/47_audio.ipynb #841be11a
 def read_channels(
     path:str|Path,  # a file of one of the `AUDIO_SUFFIXES`
 )->Iterator[tuple[ndarray, int]]: # one channel after the other: (samples,), float32, and the sample rate in Hz
@@ -86,7 +87,7 @@ def read_channels(
         yield wave[:n], rate
         channel += 1
 
-# %% ../nbs/47_audio.ipynb #222d3c25
+# %% ../nbs/47_audio.ipynb #bafa0be3
 _FORMATS = {".wav": ("WAV", "FLOAT"), ".flac": ("FLAC", "PCM_24"), ".aiff": ("AIFF", "PCM_24"), ".aif": ("AIFF", "PCM_24")}
 _LOSSY = {".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS")}
 
@@ -100,7 +101,7 @@ def _write_blocks(file, wave, sample_rate, kind, subtype):
         if e.code == 2: raise OSError("the disk is full, or cannot be written to") from e  # libsndfile's SF_ERR_SYSTEM
         raise ValueError(f"{kind} cannot hold {len(wave)} channels at {sample_rate} Hz: {e}") from e
 
-# %% ../nbs/47_audio.ipynb #d2eef362
+# %% ../nbs/47_audio.ipynb #5f1c634f
 def write_audio(
     path:str|Path,        # where to; the suffix, one of `AUDIO_SUFFIXES`, decides the format
     wave:ndarray|Tensor,  # (channels, samples) or (samples,), full scale ±1
@@ -118,7 +119,7 @@ def write_audio(
             part.write_bytes(memory.getbuffer())
     return path
 
-# %% ../nbs/47_audio.ipynb #7a940dc1
+# %% ../nbs/47_audio.ipynb #7129182c
 def find_files(
     folder:str|Path,  # searched with all its subfolders
     suffixes:tuple,   # in lower case, with the dot
@@ -135,7 +136,7 @@ def find_files(
     if not found: raise ValueError(f"nothing in {folder}: no file below it ends in {', '.join(suffixes)}")
     return sorted(found)
 
-# %% ../nbs/47_audio.ipynb #c929c5c7
+# %% ../nbs/47_audio.ipynb #695e0f52
 def find_audio(
     folder:str|Path,  # searched with all its subfolders
 )->list[Path]:        # sorted

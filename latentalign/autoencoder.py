@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode_windows', 'decode_windows', 'check_latents', 'check_whole', 'fit_length', 'Codec', 'Autoencoder']
 
-# %% ../nbs/54_autoencoder.ipynb #90cb5098
+# %% ../nbs/54_autoencoder.ipynb #71b3bfbe
 import copy
 import numbers
 import warnings
@@ -17,13 +17,13 @@ from torch.nn.functional import pad
 
 from .audio import check_wave, resample
 from .consistency import decode_steps
-from .network import PRESETS, AutoencoderNetwork, preset
+from .network import PRESETS, SOUND_LEVEL, AutoencoderNetwork, preset
 from .public_weights import PUBLIC, read_public
 from .storage import load_strictly
-from .transform import to_spec, to_wave
+from .transform import to_wave
 from .windows import frame_noise, frame_piece, windows
 
-# %% ../nbs/54_autoencoder.ipynb #14cf0ab8
+# %% ../nbs/54_autoencoder.ipynb #7d41e9ea
 def _batches(jobs, size):
     "Consecutive lists of `size` jobs; raises `ValueError` for a size below 1."
     if size < 1: raise ValueError(f"batch_size must be 1 or above, got {size}")
@@ -36,10 +36,10 @@ def _cut(x, start, stop):
     inside = x[max(start, 0):min(stop, len(x))]
     return pad(inside, (max(-start, 0), stop - start - len(inside) - max(-start, 0)))
 
-# %% ../nbs/54_autoencoder.ipynb #aee9fcea
+# %% ../nbs/54_autoencoder.ipynb #253659b7
 def encode_windows(
     model: AutoencoderNetwork,  # the model
-    network,                    # images (batch, 2, bins, frames) → (batch, channels, latent frames)
+    network,                    # windows of sound (batch, samples) → (batch, channels, latent frames)
     wave: torch.Tensor,         # (items, samples) at the model's rate
     batch_size: int,            # windows computed together
 )->torch.Tensor: # (items, channels, latent frames)
@@ -49,14 +49,13 @@ def encode_windows(
     jobs = ((i, w) for i in range(len(wave)) for w in windows(framing.frames, config.window, config.context))
     for batch in _batches(jobs, batch_size):
         cuts = torch.stack([_cut(wave[i], *framing.samples(w.start, w.stop)) for i, w in batch])
-        spec = to_spec(cuts.to(model.latent_std.device), config.transform)
-        results = network(spec.contiguous(memory_format=torch.channels_last))
+        results = network(cuts.to(model.latent_std.device))
         if out is None: out = results.new_empty(len(wave), results.shape[1], framing.frames)
         for (i, w), result in zip(batch, results):
             out[i, :, w.keep_start:w.keep_stop] = result[:, w.keep_start - w.start:w.keep_stop - w.start]
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #49e97872
+# %% ../nbs/54_autoencoder.ipynb #b3365c3d
 def _decode_batch(model, z, batch, steps, seed):
     "Latents (batch, channels, frames) of some windows → their images (batch, 2, bins, STFT frames)."
     net, pyramid = model.config.network, model.upsampler(z)
@@ -65,7 +64,7 @@ def _decode_batch(model, z, batch, steps, seed):
               .contiguous(memory_format=torch.channels_last) for step in range(steps))
     return decode_steps(lambda x, sigma: model.denoise(x, sigma, pyramid), noises, model.config.noise)
 
-# %% ../nbs/54_autoencoder.ipynb #5e26f68c
+# %% ../nbs/54_autoencoder.ipynb #43b8edda
 def decode_windows(
     model: AutoencoderNetwork,  # the model
     z: torch.Tensor,            # (items, channels, latent frames), as the network has them (not scaled)
@@ -80,13 +79,14 @@ def decode_windows(
     jobs = ((i, w) for w in windows(z.shape[-1], config.window, config.context) for i in range(len(z)))
     for batch in _batches(jobs, batch_size):
         cuts = torch.stack([z[i, :, w.start:w.stop] for i, w in batch]).to(model.latent_std.device)
-        for (i, w), spec in zip(batch, _decode_batch(model, cuts, batch, steps, seed)):
+        unit, sizes = model.take_level(cuts)
+        for (i, w), spec, size in zip(batch, _decode_batch(model, unit, batch, steps, seed), sizes.flatten().cpu()):
             kept = spec[..., (w.keep_start - w.start) * hops:(w.keep_stop - w.start) * hops]
-            sound = to_wave(kept.float(), config.transform).cpu()
+            sound = to_wave(kept.float(), config.transform).cpu() * size
             out[i, w.keep_start * step:w.keep_start * step + len(sound)] += sound
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #ab4e4254
+# %% ../nbs/54_autoencoder.ipynb #0163c07a
 def check_latents(
     z,              # numpy array or tensor (..., channels, frames)
     channels: int,  # that the model has
@@ -99,7 +99,7 @@ def check_latents(
     if not torch.isfinite(z).all(): raise ValueError("the latents hold NaN or infinity")
     return z.float()
 
-# %% ../nbs/54_autoencoder.ipynb #4f4a9776
+# %% ../nbs/54_autoencoder.ipynb #f922bf2a
 def check_whole(
     name: str, # of the argument
     value,     # what was given for it
@@ -107,7 +107,7 @@ def check_whole(
     "Raise `ValueError` if a value is not a whole number."
     if not isinstance(value, numbers.Integral): raise ValueError(f"{name} must be a whole number, got {value!r}")
 
-# %% ../nbs/54_autoencoder.ipynb #17d428f4
+# %% ../nbs/54_autoencoder.ipynb #6bd48603
 def fit_length(
     wave: torch.Tensor,  # (..., samples)
     length: int | None,  # samples wanted; None: as they are
@@ -121,12 +121,12 @@ def fit_length(
     if missing > frame: warnings.warn(f"length {length} is {missing} samples more than these latents hold, which are filled with silence; was it counted at another sample rate?", stacklevel=3)
     return pad(wave, (0, missing)) if missing > 0 else wave[..., :length]
 
-# %% ../nbs/54_autoencoder.ipynb #06e3361b
+# %% ../nbs/54_autoencoder.ipynb #39cd4483
 def _as_given(result, given):
     "numpy in, numpy out; a tensor returns to the device it came from."
     return result.to(given.device) if torch.is_tensor(given) else result.cpu().numpy()
 
-# %% ../nbs/54_autoencoder.ipynb #9be36ae5
+# %% ../nbs/54_autoencoder.ipynb #a9241ff5
 class Codec(AutoencoderNetwork):
     "Encoding and decoding of sound of any length, with any leading dimensions (batch, channels, both or none)."
 
@@ -142,7 +142,7 @@ class Codec(AutoencoderNetwork):
         batch_size: int = 1,        # windows computed together: speed against memory, never the result
     ): # (..., latent_channels, frames), unit deviation over held-out sound of its training, of the wave's kind
         "Sound → latents; raises `ValueError` for waves that are empty, not finite, of integers or too short."
-        return self._encode(lambda spec: self.encoder(spec) / self.latent_std, wave, sample_rate, batch_size)
+        return self._encode(lambda x: self.latents(x) / self.latent_std, wave, sample_rate, batch_size)
 
     def features(self,
         wave,                       # as for `encode`
@@ -150,7 +150,7 @@ class Codec(AutoencoderNetwork):
         batch_size: int = 1,        # windows computed together: speed against memory, never the result
     ): # (..., channels · rows, frames), of the wave's kind
         "Sound → what the encoder knows before its bottleneck; raises `ValueError` as `encode` does."
-        return self._encode(self.encoder.features, wave, sample_rate, batch_size)
+        return self._encode(lambda x: self.encoder.features(self.image(self.take_level(x, SOUND_LEVEL)[0])), wave, sample_rate, batch_size)
 
     @torch.no_grad()
     def decode(self,
@@ -169,7 +169,7 @@ class Codec(AutoencoderNetwork):
         out = fit_length(resample(out, self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
 
-# %% ../nbs/54_autoencoder.ipynb #4f9125d1
+# %% ../nbs/54_autoencoder.ipynb #867a4080
 class Autoencoder(Codec):
     "A consistency autoencoder: `encode` sound to latents, `decode` latents to sound, load and save."
 

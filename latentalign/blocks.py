@@ -6,7 +6,7 @@
 __all__ = ['BOTTLENECKS', 'NetworkConfig', 'silu', 'special_case', 'GroupNorm', 'group_norm', 'winograd', 'Conv3x3', 'zero_init',
            'FrequencyAttention', 'ResBlock', 'Downsample', 'phase_taps', 'Upsample']
 
-# %% ../nbs/10_blocks.ipynb #1404a1b1
+# %% ../nbs/10_blocks.ipynb #ff6d315e
 import os
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-# %% ../nbs/10_blocks.ipynb #fc4328a1
+# %% ../nbs/10_blocks.ipynb #ac1d64a6
 BOTTLENECKS = ('tanh', 'layer_norm')  # of Music2Latent and Lin-CAE; of pa-audioic
 
 
@@ -62,17 +62,17 @@ class NetworkConfig:
         "How many STFT frames one latent frame stands for."
         return prod(t for _, t in self.strides)
 
-# %% ../nbs/10_blocks.ipynb #6f2eff14
+# %% ../nbs/10_blocks.ipynb #bcbc28d9
 def silu(
     x: torch.Tensor, # any shape; overwritten while gradients are switched off
 )->torch.Tensor: # x·sigmoid(x), same shape
     "SiLU, in place where no gradient is recorded."
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
-# %% ../nbs/10_blocks.ipynb #d0d4d513
+# %% ../nbs/10_blocks.ipynb #2eead9a4
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # transparent huge pages for tensors of 2 MB and more
 
-# %% ../nbs/10_blocks.ipynb #138d2c9b
+# %% ../nbs/10_blocks.ipynb #a12704d0
 def special_case(
     x: torch.Tensor, # input of a layer
 )->bool: # whether the layer may use its implementation for the CPU
@@ -82,11 +82,12 @@ def special_case(
 
 class GroupNorm(nn.GroupNorm):
     "Group normalisation of (batch, channels, rows, frames) or (batch, channels, frames)."
-    values = 2 ** 18  # about so many at a time, so that they stay in the cache
+    exact_from = 2 ** 18 + 1  # rows × frames from which the sums are taken in parts
+    values = 2 ** 20          # a part has about so many
 
     def forward(self, x, activation=nn.Identity()):
         "Normalise (batch, channels, ...) and apply `activation`, which works in place while no gradient is recorded."
-        if not special_case(x): return activation(super().forward(x))
+        if not special_case(x) or x[0, 0].numel() < self.exact_from: return activation(super().forward(x))
         lines, size = x.permute(0, 2, 3, 1), self.num_channels // self.num_groups
         parts = lines.split(max(1, self.values // lines[0, 0].numel()), 1)
         totals = torch.stack([torch.stack([v.sum((1, 2)) for v in (part, part.square())]) for part in parts]).double().sum(0)
@@ -97,7 +98,7 @@ class GroupNorm(nn.GroupNorm):
         for part, out in zip(parts, y.split(parts[0].shape[1], 1)): activation(torch.addcmul(shift, part, scale, out=out))
         return y.permute(0, 3, 1, 2)
 
-# %% ../nbs/10_blocks.ipynb #00573d82
+# %% ../nbs/10_blocks.ipynb #4349136f
 def group_norm(
     channels: int, # channels of the input, a multiple of 4
 )->GroupNorm: # normalises (batch, channels, ...)
@@ -106,7 +107,7 @@ def group_norm(
     if groups < 1 or channels % groups: raise ValueError(f"{channels} channels cannot be split into {groups} normalisation groups")
     return GroupNorm(groups, channels)
 
-# %% ../nbs/10_blocks.ipynb #1047ff06
+# %% ../nbs/10_blocks.ipynb #a20c6964
 _B = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1.]])
 _G = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _A = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.]])
@@ -132,10 +133,10 @@ def winograd(
             torch.add(result.permute(2, 0, 3, 1, 4), bias, out=y[i, r:r + rows].view(h, 4, w, 4, out))
     return y.permute(0, 3, 1, 2)
 
-# %% ../nbs/10_blocks.ipynb #113aa091
+# %% ../nbs/10_blocks.ipynb #dfd58e04
 class Conv3x3(nn.Conv2d):
     "3×3 convolution, stride 1, zero padding, (batch, channels_in, rows, frames) → (batch, channels_out, rows, frames)."
-    least_channels = 128  # from which Winograd's method pays
+    least_channels = 256  # from which Winograd's method pays
 
     def __init__(self,
         channels_in: int,   # channels of the input
@@ -148,7 +149,7 @@ class Conv3x3(nn.Conv2d):
         pays = min(self.weight.shape[:2]) >= self.least_channels and x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0
         return winograd(x, self.weight, self.bias) if pays and special_case(x) else super().forward(x)
 
-# %% ../nbs/10_blocks.ipynb #5ef9a28d
+# %% ../nbs/10_blocks.ipynb #221dd381
 def zero_init(
     module: nn.Module, # any module with parameters
 )->nn.Module: # the same module
@@ -156,7 +157,7 @@ def zero_init(
     for p in module.parameters(): nn.init.zeros_(p)
     return module
 
-# %% ../nbs/10_blocks.ipynb #b0347e2a
+# %% ../nbs/10_blocks.ipynb #6fdeb4a1
 class FrequencyAttention(nn.Module):
     "Residual multi-head self-attention over the rows of each time frame, (batch, channels, rows, frames) → the same."
     def __init__(self,
@@ -176,7 +177,7 @@ class FrequencyAttention(nn.Module):
         y = rearrange(F.scaled_dot_product_attention(q, k, v), '(b t) h f d -> b f t (h d)', b=len(x))
         return rearrange(self.out(y), 'b f t c -> b c f t').add_(x)
 
-# %% ../nbs/10_blocks.ipynb #6d49efe9
+# %% ../nbs/10_blocks.ipynb #baa6db5e
 class ResBlock(nn.Module):
     "Residual block, (batch, channels_in, ...) → (batch, channels_out, ...), with `dims` trailing dimensions."
     def __init__(self,
@@ -201,7 +202,7 @@ class ResBlock(nn.Module):
         if noise_embedding is not None: y += self.noise(noise_embedding).reshape(*y.shape[:2], *[1] * (y.ndim - 2))
         return self.attention(self.conv2(self.norm2(y, silu)).add_(self.skip(x)))
 
-# %% ../nbs/10_blocks.ipynb #f9b1e065
+# %% ../nbs/10_blocks.ipynb #e8ae1076
 def _kernel(stride):
     "Kernel and padding for a stride: 1 → 1, 2 → 3, 4 → 5."
     size = tuple(s + 1 if s > 1 else 1 for s in stride)
@@ -224,7 +225,7 @@ class Downsample(nn.Module):
         "(batch, channels_in, rows, frames) → (batch, channels_out, rows / stride, frames / stride)."
         return self.conv(self.norm(x))
 
-# %% ../nbs/10_blocks.ipynb #8a88c109
+# %% ../nbs/10_blocks.ipynb #d6939366
 def phase_taps(
     stride: int, # s: 1, 2 or 4
 )->torch.Tensor: # (phases, taps, kernel) of 0 and 1; (1, 1, 1) for stride 1
@@ -234,7 +235,7 @@ def phase_taps(
     first = (phase - stride // 2) // stride
     return ((phase + k - stride // 2) // stride - first == tap).float()
 
-# %% ../nbs/10_blocks.ipynb #9ab25b32
+# %% ../nbs/10_blocks.ipynb #4bbae321
 class Upsample(nn.Module):
     "Repetition and convolution to the next finer level, (batch, channels, rows, frames) → (batch, channels_out, rows·f, frames·t)."
     def __init__(self,

@@ -214,6 +214,60 @@ def test_info(work, models, capsys):
     assert model.split()[-1] == latents.split()[-1], "the fingerprint says which model made the latents"
 
 
+def test_mix_decodes_the_weighted_sum_of_latents(work, models):
+    tone(Path("a.wav"), 44100, channels=2)
+    tone(Path("b.wav"), 22050, samples=10_005)                     # as long as a, at another rate, mono
+    assert main(f"mix a.wav b.wav --gains 0.7 -1 --out y.wav --model {models}/one --steps 2 --seed 3".split()) == 0
+    ae = Autoencoder.from_pretrained(models/"one")
+    a, b = (ae.encode(soundfile.read(f, dtype="float32", always_2d=True)[0].T, sample_rate=r) for f, r in (("a.wav", 44100), ("b.wav", 22050)))
+    for channel in (0, 1):
+        wanted = ae.decode(.7*a[channel] - b[0], length=20_011, steps=2, seed=3, sample_rate=44100)
+        np.testing.assert_allclose(soundfile.read("y.wav")[0][:, channel], wanted, atol=1e-5)
+    assert soundfile.info("y.wav").samplerate == 44100
+
+
+def test_subtract_undoes_mix(work, models):
+    for name, channels in (("a", 1), ("b", 2), ("c", 1)): tone(Path(f"{name}.wav"), 44100, channels)
+    assert main(f"encode a.wav b.wav c.wav --out z --model {models}/one".split()) == 0
+    assert main(f"mix a.wav z/b.safetensors c.wav --out abc.safetensors --model {models}/one".split()) == 0
+    assert main(f"subtract abc.safetensors a.wav z/c.safetensors --out rest.safetensors --model {models}/one".split()) == 0
+    np.testing.assert_allclose(load_latents("rest.safetensors").z, load_latents("z/b.safetensors").z, atol=1e-4)
+
+
+def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch):
+    line = f"mix music/good.wav --out y.flac --model {models}/one".split()
+    assert main(line) == 0
+    before = Path("y.flac").stat().st_mtime_ns
+    load = command.load_model
+    monkeypatch.setattr(command, "load_model", None)
+    assert main(line) == 0 and Path("y.flac").stat().st_mtime_ns == before and "--overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(command, "load_model", load)
+    assert main([*line, "--overwrite"]) == 0 and Path("y.flac").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("line, words", [
+    ("mix music/good.wav music/deep/er/stereo.FLAC --out y.wav --model MODEL", ["0.454 s", "0.625 s"]),
+    ("mix music/good.wav --gains 1 2 --out y.wav --model MODEL", ["1 gains", "got 2"]),
+    ("mix music/good.wav --gains nan --out y.wav --model MODEL", ["finite", "nan"]),
+    ("mix music/good.wav --out y.mid --model MODEL", ["'.mid'", ".flac", ".safetensors"]),
+    ("mix music/good.wav --out music/../music/good.wav --model MODEL", ["overwritten"]),
+    ("mix music/nan.wav --out y.wav --model MODEL", ["music/nan.wav", "NaN"]),
+    ("mix absent.wav --out y.wav --model MODEL", ["absent.wav"]),
+    ("subtract z.safetensors music/good.wav --out y.wav --model MODEL", ["z.safetensors", "another model"])])
+def test_mixtures_that_cannot_be(work, models, capsys, line, words):
+    save_latents("z.safetensors", Latents(torch.zeros(1, 64, 9), 9, 9, "another"))
+    assert main(line.replace("MODEL", f"{models}/one").split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("latentalign: ") and len(err.splitlines()) == 1 and all(word in err for word in words), err
+    assert not list(Path().glob("y.*"))
+
+
+def test_channels_that_do_not_go_together(models):
+    sounds = [Latents(torch.zeros(n, 64, 9), 9, 9, "") for n in (2, 3)]
+    with pytest.raises(ValueError, match="2, 3"): command.combine_latents(sounds, [1., 1.])
+    with pytest.raises(ValueError, match="different models"): command.combine_latents([sounds[0], Latents(torch.zeros(2, 64, 9), 9, 9, "x")], [1., 1.])
+
+
 def test_every_command_has_help_and_its_place(capsys):
     for name in command.COMMANDS:
         with pytest.raises(SystemExit) as stop: main([name, "--help"])
