@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).resolve().parent.parent
-EXTRAS = {"train", "data", "eval", "all", "dev"}
+EXTRAS = {"train", "data", "eval", "eeg", "bids", "all", "dev"}
 ONLY_IN_EXTRAS = {"torchaudio", "music21", "matplotlib", "accelerate", "papermill", "symusic", "pretty_midi", "nbdev",
-                  "fastcore", "jupyterlab", "pytest"}
+                  "fastcore", "jupyterlab", "pytest", "mtrf", "scipy", "h5py", "mne", "mne_bids"}
 
 
 def run(*args, cwd):
