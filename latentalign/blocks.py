@@ -6,7 +6,7 @@
 __all__ = ['BOTTLENECKS', 'NetworkConfig', 'silu', 'special_case', 'GroupNorm', 'group_norm', 'winograd', 'Conv3x3', 'zero_init',
            'FrequencyAttention', 'ResBlock', 'Downsample', 'phase_taps', 'Upsample']
 
-# %% ../nbs/10_blocks.ipynb #ff6d315e
+# %% ../nbs/10_blocks.ipynb #2585225e
 import os
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-# %% ../nbs/10_blocks.ipynb #ac1d64a6
+# %% ../nbs/10_blocks.ipynb #e3172709
 BOTTLENECKS = ('tanh', 'layer_norm')  # of Music2Latent and Lin-CAE; of pa-audioic
 
 
@@ -62,17 +62,17 @@ class NetworkConfig:
         "How many STFT frames one latent frame stands for."
         return prod(t for _, t in self.strides)
 
-# %% ../nbs/10_blocks.ipynb #bcbc28d9
+# %% ../nbs/10_blocks.ipynb #dbffe67e
 def silu(
     x: torch.Tensor, # any shape; overwritten while gradients are switched off
 )->torch.Tensor: # x·sigmoid(x), same shape
     "SiLU, in place where no gradient is recorded."
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
-# %% ../nbs/10_blocks.ipynb #2eead9a4
+# %% ../nbs/10_blocks.ipynb #8456e1ad
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # transparent huge pages for tensors of 2 MB and more
 
-# %% ../nbs/10_blocks.ipynb #a12704d0
+# %% ../nbs/10_blocks.ipynb #0c871d47
 def special_case(
     x: torch.Tensor, # input of a layer
 )->bool: # whether the layer may use its implementation for the CPU
@@ -85,20 +85,21 @@ class GroupNorm(nn.GroupNorm):
     exact_from = 2 ** 18 + 1  # rows × frames from which the sums are taken in parts
     values = 2 ** 20          # a part has about so many
 
-    def forward(self, x, activation=nn.Identity()):
-        "Normalise (batch, channels, ...) and apply `activation`, which works in place while no gradient is recorded."
+    def forward(self, x, activation=nn.Identity(), overwrite: bool = False):
+        "Normalise (batch, channels, ...) and apply `activation`, which works in place while no gradient is recorded; `overwrite` says that x is not needed any more."
         if not special_case(x) or x[0, 0].numel() < self.exact_from: return activation(super().forward(x))
         lines, size = x.permute(0, 2, 3, 1), self.num_channels // self.num_groups
         parts = lines.split(max(1, self.values // lines[0, 0].numel()), 1)
-        totals = torch.stack([torch.stack([v.sum((1, 2)) for v in (part, part.square())]) for part in parts]).double().sum(0)
+        squares = torch.empty_like(parts[0])
+        totals = torch.stack([torch.stack([part.sum((1, 2)), torch.mul(part, part, out=squares[:, :part.shape[1]]).sum((1, 2))]) for part in parts]).double().sum(0)
         mean, power = totals.unflatten(-1, (-1, size)).mean(-1, keepdim=True).div(x[0, 0].numel()).expand(-1, -1, -1, size).flatten(2)
         scale = self.weight * (power - mean ** 2 + self.eps).rsqrt()
         scale, shift = (v.float()[:, None, None] for v in (scale, self.bias - mean * scale))
-        y = torch.empty_like(lines)
+        y = lines if overwrite else torch.empty_like(lines)
         for part, out in zip(parts, y.split(parts[0].shape[1], 1)): activation(torch.addcmul(shift, part, scale, out=out))
         return y.permute(0, 3, 1, 2)
 
-# %% ../nbs/10_blocks.ipynb #4349136f
+# %% ../nbs/10_blocks.ipynb #3110889a
 def group_norm(
     channels: int, # channels of the input, a multiple of 4
 )->GroupNorm: # normalises (batch, channels, ...)
@@ -107,7 +108,7 @@ def group_norm(
     if groups < 1 or channels % groups: raise ValueError(f"{channels} channels cannot be split into {groups} normalisation groups")
     return GroupNorm(groups, channels)
 
-# %% ../nbs/10_blocks.ipynb #a20c6964
+# %% ../nbs/10_blocks.ipynb #b57990d0
 _B = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1.]])
 _G = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _A = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.]])
@@ -124,16 +125,21 @@ def winograd(
     (b, c, height, width), out = x.shape, len(weight)
     kernel = (_KERNEL @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, c, out)
     padded, y = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1), x.new_empty(b, height, width, out)
+    count = min(rows, height) // 4 * width // 4
+    inputs, points, products, outputs = (x.new_empty(n * count) for n in (36 * c, 36 * c, 36 * out, 16 * out))
     for i in range(b):
         for r in range(0, height, rows):
             tiles = padded[i, r:r + rows + 2].unfold(0, 6, 4).unfold(1, 6, 4)             # (h, w, channels, 6, 6)
             h, w = tiles.shape[:2]
-            points = (_INPUT @ tiles.permute(3, 4, 0, 1, 2).reshape(36, -1)).view(36, h * w, c)
-            result = (_OUTPUT @ (points @ kernel).view(36, -1)).view(4, 4, h, w, out)
-            torch.add(result.permute(2, 0, 3, 1, 4), bias, out=y[i, r:r + rows].view(h, 4, w, 4, out))
+            take = lambda buffer, *shape: buffer[:prod(shape)].view(shape)
+            take(inputs, 6, 6, h, w, c).copy_(tiles.permute(3, 4, 0, 1, 2))
+            torch.mm(_INPUT, take(inputs, 36, h * w * c), out=take(points, 36, h * w * c))
+            torch.bmm(take(points, 36, h * w, c), kernel, out=take(products, 36, h * w, out))
+            torch.mm(_OUTPUT, take(products, 36, h * w * out), out=take(outputs, 16, h * w * out))
+            torch.add(take(outputs, 4, 4, h, w, out).permute(2, 0, 3, 1, 4), bias, out=y[i, r:r + rows].view(h, 4, w, 4, out))
     return y.permute(0, 3, 1, 2)
 
-# %% ../nbs/10_blocks.ipynb #dfd58e04
+# %% ../nbs/10_blocks.ipynb #1d64bd90
 class Conv3x3(nn.Conv2d):
     "3×3 convolution, stride 1, zero padding, (batch, channels_in, rows, frames) → (batch, channels_out, rows, frames)."
     least_channels = 256  # from which Winograd's method pays
@@ -149,7 +155,7 @@ class Conv3x3(nn.Conv2d):
         pays = min(self.weight.shape[:2]) >= self.least_channels and x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0
         return winograd(x, self.weight, self.bias) if pays and special_case(x) else super().forward(x)
 
-# %% ../nbs/10_blocks.ipynb #221dd381
+# %% ../nbs/10_blocks.ipynb #b3b8d18c
 def zero_init(
     module: nn.Module, # any module with parameters
 )->nn.Module: # the same module
@@ -157,7 +163,7 @@ def zero_init(
     for p in module.parameters(): nn.init.zeros_(p)
     return module
 
-# %% ../nbs/10_blocks.ipynb #6fdeb4a1
+# %% ../nbs/10_blocks.ipynb #9a85f714
 class FrequencyAttention(nn.Module):
     "Residual multi-head self-attention over the rows of each time frame, (batch, channels, rows, frames) → the same."
     def __init__(self,
@@ -177,7 +183,7 @@ class FrequencyAttention(nn.Module):
         y = rearrange(F.scaled_dot_product_attention(q, k, v), '(b t) h f d -> b f t (h d)', b=len(x))
         return rearrange(self.out(y), 'b f t c -> b c f t').add_(x)
 
-# %% ../nbs/10_blocks.ipynb #baa6db5e
+# %% ../nbs/10_blocks.ipynb #060b139b
 class ResBlock(nn.Module):
     "Residual block, (batch, channels_in, ...) → (batch, channels_out, ...), with `dims` trailing dimensions."
     def __init__(self,
@@ -200,9 +206,9 @@ class ResBlock(nn.Module):
         "`noise_embedding` is (batch, noise_channels), or None."
         y = self.conv1(self.norm1(x, silu))
         if noise_embedding is not None: y += self.noise(noise_embedding).reshape(*y.shape[:2], *[1] * (y.ndim - 2))
-        return self.attention(self.conv2(self.norm2(y, silu)).add_(self.skip(x)))
+        return self.attention(self.conv2(self.norm2(y, silu, overwrite=True)).add_(self.skip(x)))
 
-# %% ../nbs/10_blocks.ipynb #e8ae1076
+# %% ../nbs/10_blocks.ipynb #6264ce8a
 def _kernel(stride):
     "Kernel and padding for a stride: 1 → 1, 2 → 3, 4 → 5."
     size = tuple(s + 1 if s > 1 else 1 for s in stride)
@@ -225,7 +231,7 @@ class Downsample(nn.Module):
         "(batch, channels_in, rows, frames) → (batch, channels_out, rows / stride, frames / stride)."
         return self.conv(self.norm(x))
 
-# %% ../nbs/10_blocks.ipynb #d6939366
+# %% ../nbs/10_blocks.ipynb #c730b163
 def phase_taps(
     stride: int, # s: 1, 2 or 4
 )->torch.Tensor: # (phases, taps, kernel) of 0 and 1; (1, 1, 1) for stride 1
@@ -235,7 +241,7 @@ def phase_taps(
     first = (phase - stride // 2) // stride
     return ((phase + k - stride // 2) // stride - first == tap).float()
 
-# %% ../nbs/10_blocks.ipynb #4bbae321
+# %% ../nbs/10_blocks.ipynb #67c0b20a
 class Upsample(nn.Module):
     "Repetition and convolution to the next finer level, (batch, channels, rows, frames) → (batch, channels_out, rows·f, frames·t)."
     def __init__(self,

@@ -11,7 +11,6 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
 
 # %% ../nbs/90_command_line.ipynb #55953c4d
 import argparse
-import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -103,13 +102,8 @@ def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
     "Tell models apart: a hash of weights, transform and windows, the same on every device."
-    config = model.config
-    t = config.transform
-    known = hashlib.sha256(repr((t.sample_rate, t.hop_length, t.alpha, t.beta, config.window, config.context)).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        known.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        known.update(weight.detach().cpu().contiguous().numpy().data)
-    return known.hexdigest()[:16]
+    from latentalign import autoencoder
+    return autoencoder.fingerprint(model)
 
 # %% ../nbs/90_command_line.ipynb #2f40b2c7
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from latentalign.alignment import snr_to_time
-from latentalign.evaluation import (Coded, check_stems, clip_gains, decoder_additivity, decoder_homogeneity, effective_rank,
+from latentalign.evaluation import (Coded, clip_gains, decoder_additivity, decoder_homogeneity, effective_rank,
                                     encoder_additivity, encoder_homogeneity, latent_spectrum, linearity, linearity_values,
                                     noisy_latents, relative_error, separate, separation)
+from latentalign.test_sets import check_stems
 
 CLOSE = dict(atol=2e-3, rtol=0)
 
