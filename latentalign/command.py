@@ -10,7 +10,7 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'noise_levels', 'load_surprisal',
            'cuda_is_available', 'run_surprisal', 'add_surprisal', 'main']
 
-# %% ../nbs/90_command_line.ipynb #bbf5ed97
+# %% ../nbs/90_command_line.ipynb #1487f980
 import argparse
 import json
 import sys
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/90_command_line.ipynb #27530385
+# %% ../nbs/90_command_line.ipynb #bb28d4b4
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -37,7 +37,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/90_command_line.ipynb #0768c83a
+# %% ../nbs/90_command_line.ipynb #9f220f0b
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -55,7 +55,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/90_command_line.ipynb #b12643b9
+# %% ../nbs/90_command_line.ipynb #c3e792d9
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -77,7 +77,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/90_command_line.ipynb #49e70190
+# %% ../nbs/90_command_line.ipynb #b124f9fb
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -98,7 +98,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/90_command_line.ipynb #76c8ffa0
+# %% ../nbs/90_command_line.ipynb #05a21016
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -106,7 +106,7 @@ def fingerprint(
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
-# %% ../nbs/90_command_line.ipynb #1ffb8a92
+# %% ../nbs/90_command_line.ipynb #db883b0a
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -119,7 +119,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/90_command_line.ipynb #0ad3f385
+# %% ../nbs/90_command_line.ipynb #119dec18
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -131,7 +131,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/90_command_line.ipynb #c8a1e461
+# %% ../nbs/90_command_line.ipynb #74b10bfc
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -147,7 +147,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/90_command_line.ipynb #7ee4e6c1
+# %% ../nbs/90_command_line.ipynb #c4dcd092
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -165,7 +165,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/90_command_line.ipynb #46de91af
+# %% ../nbs/90_command_line.ipynb #ade10e61
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -181,7 +181,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/90_command_line.ipynb #259af242
+# %% ../nbs/90_command_line.ipynb #81b7b10b
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -213,7 +213,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help=MODEL_HELP)
     add_manner(parser)
 
-# %% ../nbs/90_command_line.ipynb #9efd357c
+# %% ../nbs/90_command_line.ipynb #5b909a04
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -228,7 +228,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #437b46b5
+# %% ../nbs/90_command_line.ipynb #6a02c7c9
 def add_decoding(
     parser, # to be filled in
 )->None:
@@ -261,7 +261,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #70106d44
+# %% ../nbs/90_command_line.ipynb #4edb1a95
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -280,7 +280,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #e14a07e8
+# %% ../nbs/90_command_line.ipynb #4bf20a02
 def combine_latents(
     sounds: list, # of `Latents`
     gains: list,  # one for each
@@ -297,7 +297,7 @@ def combine_latents(
     if len(set(channels) - {1}) > 1: raise ValueError(f"the sounds differ in their number of channels: {', '.join(map(str, channels))}")
     return Latents(sum(g * s.z for g, s in zip(gains, sounds)), first.samples, first.sample_rate, first.model)
 
-# %% ../nbs/90_command_line.ipynb #9f29c898
+# %% ../nbs/90_command_line.ipynb #2f580db8
 def sound_latents(
     model,      # an Autoencoder
     mark: str,  # its fingerprint
@@ -329,7 +329,7 @@ def run_mix(
     print(f"{out} written", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_command_line.ipynb #21d765a0
+# %% ../nbs/90_command_line.ipynb #447cd65c
 def add_result(
     parser, # to be filled in
 )->None:
@@ -358,7 +358,7 @@ def add_subtract(
     add_result(parser)
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
-# %% ../nbs/90_command_line.ipynb #1610d085
+# %% ../nbs/90_command_line.ipynb #512c6f99
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -382,7 +382,7 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/90_command_line.ipynb #29cc1a73
+# %% ../nbs/90_command_line.ipynb #5bccd9d0
 def add_evaluate(
     parser, # to be filled in
 )->None:
@@ -410,7 +410,7 @@ def add_evaluate(
     add_manner(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #58a10f1c
+# %% ../nbs/90_command_line.ipynb #4be0a297
 def add_info(
     parser, # to be filled in
 )->None:
@@ -423,7 +423,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #984e7973
+# %% ../nbs/90_command_line.ipynb #4c586cc2
 def noise_levels(
     text: str, # numbers with commas
 )->tuple: # floats in [0, 1)
@@ -486,7 +486,7 @@ def add_surprisal(
     parser.add_argument('--plot', action='store_true', help="also draw the curves under the spectrogram, as a PNG beside the table")
     parser.set_defaults(run=run_surprisal)
 
-# %% ../nbs/90_command_line.ipynb #e248e64a
+# %% ../nbs/90_command_line.ipynb #e0fdb501
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),
