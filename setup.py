@@ -10,8 +10,8 @@ ini.read(here/"settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here/"README.md"
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("train", "data", "eval", "dev")}
-extras["all"] = sorted({req for name in ("train", "data", "eval") for req in extras[name]})
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("train", "data", "eval", "eeg", "bids", "dev")}
+extras["all"] = sorted({req for name in ("train", "data", "eval", "eeg", "bids") for req in extras[name]})
 
 setup(
     name=cfg["lib_name"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATENT_NOISES', 'NOISE_TIMES', 'AlignmentConfig', 'draw_times', 'snr_to_time', 'add_latent_noise']
 
-# %% ../nbs/44_alignment.ipynb #ac0ed10e
+# %% ../nbs/44_alignment.ipynb #20a89f41
 import math
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 
 from .linearity import level
 
-# %% ../nbs/44_alignment.ipynb #9b42a435
+# %% ../nbs/44_alignment.ipynb #8bed203d
 LATENT_NOISES = ('none', 'fixed', 'relative')
 NOISE_TIMES = ('logit-normal', 'uniform')  # of pa-audioic; of l-DeTok
 
@@ -33,7 +33,7 @@ class AlignmentConfig:
         for name in ('gamma', 't_std'):
             if not getattr(self, name) > 0: raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
-# %% ../nbs/44_alignment.ipynb #82434061
+# %% ../nbs/44_alignment.ipynb #90b3d7d5
 def draw_times(
     count: int,                  # how many
     config: AlignmentConfig,     # their distribution
@@ -43,7 +43,7 @@ def draw_times(
     if config.times == 'uniform': return torch.rand(count, generator=generator, device=generator.device)
     return torch.sigmoid(config.t_mean + config.t_std * torch.randn(count, generator=generator, device=generator.device))
 
-# %% ../nbs/44_alignment.ipynb #3e4826c0
+# %% ../nbs/44_alignment.ipynb #056cb5b9
 def snr_to_time(
     snr: float,        # signal power over noise power, 0 or above; infinity: no noise
     gamma: float = 1., # γ
@@ -52,7 +52,7 @@ def snr_to_time(
     if not snr >= 0: raise ValueError(f"the signal-to-noise ratio must be 0 or above, got {snr}")
     return 1 / (1 + gamma * math.sqrt(snr))
 
-# %% ../nbs/44_alignment.ipynb #987aa4b0
+# %% ../nbs/44_alignment.ipynb #22c9e45f
 def add_latent_noise(
     z: torch.Tensor,             # (batch, channels, frames)
     deviation,                   # of the latent over all sounds: the unit of fixed noise

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MIXTURES', 'LinearityConfig', 'gain_bounds', 'draw_gains', 'draw_mixture', 'mix', 'linear_paths', 'level']
 
-# %% ../nbs/42_linearity.ipynb #0205396c
+# %% ../nbs/42_linearity.ipynb #269539ca
 import math
 from dataclasses import dataclass
 
 import torch
 
-# %% ../nbs/42_linearity.ipynb #d4d4bbdf
+# %% ../nbs/42_linearity.ipynb #851d3428
 MIXTURES = ('sum', 'convex', 'none')  # of the paper; of its public code; only the sounds themselves
 
 
@@ -35,7 +35,7 @@ class LinearityConfig:
         if not 0 <= self.hold <= 1 or not self.hold <= self.fade: raise ValueError(f"hold and fade must be 0 <= hold <= 1 and hold <= fade, got {self.hold} and {self.fade}")
         if not self.least_gain >= 0 or not self.peak > 0: raise ValueError(f"least_gain must not be negative and peak above 0, got {self.least_gain} and {self.peak}")
 
-# %% ../nbs/42_linearity.ipynb #5847a368
+# %% ../nbs/42_linearity.ipynb #2058fc1f
 def gain_bounds(
     progress: float,          # k/K in [0, 1]
     config: LinearityConfig,  # range, hold and fade
@@ -47,7 +47,7 @@ def gain_bounds(
     else: width = .5 * (1 + math.cos(math.pi * (progress - config.hold) / (config.fade - config.hold)))
     return 1 - width * (1 - low), 1 + width * (high - 1)
 
-# %% ../nbs/42_linearity.ipynb #0b5c7286
+# %% ../nbs/42_linearity.ipynb #24a0d11a
 def draw_gains(
     wave: torch.Tensor,          # (batch, samples), the sounds to be scaled
     progress: float,             # k/K in [0, 1]
@@ -62,7 +62,7 @@ def draw_gains(
     gain = torch.minimum(gain, config.peak / wave.abs().amax(-1).clamp(min=1e-8))
     return torch.where(chosen < config.gain_probability, gain, 1.)
 
-# %% ../nbs/42_linearity.ipynb #d0e73a8e
+# %% ../nbs/42_linearity.ipynb #7f1715d3
 def draw_mixture(
     count: int,                  # sounds in the batch
     config: LinearityConfig,     # how they are mixed
@@ -82,7 +82,7 @@ def mix(
     own, other = weights.reshape(2, len(x), *[1] * (x.ndim - 1))
     return own * x + other * x.roll(1, 0)
 
-# %% ../nbs/42_linearity.ipynb #605ecdc6
+# %% ../nbs/42_linearity.ipynb #d128fd79
 def linear_paths(
     wave: torch.Tensor,          # (batch, samples), sounds
     encode,                      # (batch, samples) → (batch, channels, frames)
@@ -102,9 +102,10 @@ def linear_paths(
     if not config.homogeneity: return scale(sounds, gains), encode(scale(sounds, gains))
     return scale(sounds, gains), scale(both(encode(wave)) if config.additivity else encode(sounds), gains)
 
-# %% ../nbs/42_linearity.ipynb #c63cafff
+# %% ../nbs/42_linearity.ipynb #17a6214b
 def level(
     x: torch.Tensor, # (batch, ...)
 )->torch.Tensor: # (batch, 1, ...), like x with a single value an item
-    "Root mean square of each item."
-    return x.square().mean(tuple(range(1, x.ndim)), keepdim=True).sqrt()
+    "Root mean square of each item, in single precision at least."
+    power = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(tuple(range(1, x.ndim)), keepdim=True)
+    return torch.where(power > 0, power.clamp(min=1e-30).sqrt(), 0.)

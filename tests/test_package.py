@@ -17,9 +17,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).resolve().parent.parent
-EXTRAS = {"train", "data", "eval", "all", "dev"}
+EXTRAS = {"train", "data", "eval", "eeg", "bids", "all", "dev"}
 ONLY_IN_EXTRAS = {"torchaudio", "music21", "matplotlib", "accelerate", "papermill", "symusic", "pretty_midi", "nbdev",
-                  "fastcore", "jupyterlab", "pytest", "torchcrepe", "visqol-python", "numba", "transformers", "librosa", "scipy"}
+                  "fastcore", "jupyterlab", "pytest", "torchcrepe", "visqol-python", "numba", "transformers", "librosa", "scipy",
+                  "mtrf", "h5py", "mne", "mne_bids"}
 
 
 def run(*args, cwd):

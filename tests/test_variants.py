@@ -142,3 +142,14 @@ def test_changes_come_last():
     recipe = options.recipe()
     assert recipe.linearity == LinearityConfig(True, False) and recipe.alignment.noise == 'relative' and recipe.step == StepConfig(.4, 1.)
     assert parse_changes('') == {} and set(VARIANTS) > {'m2l', 'lin', 'align', 'lin-align', 'lin-exact'}
+
+
+@pytest.mark.parametrize('variant', list(VARIANTS))
+def test_silence_in_a_batch_leaves_the_gradient_finite(variant):
+    recipe = RunOptions(variant, 'tiny', changes='linearity.gain_range=[0,1] linearity.least_gain=0.9').recipe()   # nearly every gain is 0
+    objective = ConsistencyObjective(Autoencoder(recipe.model), recipe)
+    torch.nn.init.normal_(objective.model.denoiser.conv_out.weight, generator=generator())
+    wave = .1 * torch.randn(4, 256 * 11, generator=generator()); wave[1] = 0
+    objective(wave, 0., generator()).backward()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+    assert objective.model.denoiser.conv_out.weight.grad.abs().max() > 0

@@ -1,0 +1,333 @@
+"Response functions, what surprisal adds to them, EEG files of every format, and the simulator whose truth is known."
+import json, struct, warnings
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest
+from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
+                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_mat, read_npz, resample_trials, simulate_eeg, write_cnd,
+                                  write_mat, write_npz)
+from latentalign.responses import (Gain, NoteFeature, Response, TRFOptions, check_trials, envelope, feature_gain, group_gain, held_frames, impulses,
+                                   nested_response, prediction_correlation, spectral_flux, trained_weights, trial_products)
+
+RATE = 32
+quiet = lambda: warnings.catch_warnings(action="ignore")
+
+
+@pytest.fixture
+def trials():
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((320 + 64*i, 4)) for i in range(3)]
+
+def notes(minutes, trials=4, seed=0):
+    rng, samples = np.random.default_rng(seed), round(60*minutes/trials*RATE)
+    onsets = [np.cumsum(rng.uniform(.2, .6, round(samples/RATE/.4))) for _ in range(trials)]
+    ic = NoteFeature(onsets, [rng.gamma(2, 1.5, len(o)) for o in onsets])
+    features = {"onset": [impulses(o, None, samples, RATE) for o in onsets], "IC": ic.as_impulses([samples]*trials, RATE)}
+    return Stimulus(features, RATE), ic
+
+
+# features
+
+def test_impulses_stand_where_notes_begin():
+    assert impulses([.25, .75, .751, 2.], None, 64, 64)[:, 0].nonzero()[0].tolist() == [16, 48]
+    assert impulses([.25, .25, .5], [2., 3., np.nan], 64, 64).sum() == 5
+    with pytest.raises(ValueError, match="2 onsets, but 1 values"): impulses([0., 1.], [1.], 64, 64)
+
+@pytest.mark.parametrize("rate", [22050, 44100, 48000])
+def test_sound_features_know_when_and_how_loud(rate):
+    wave = np.zeros(2*rate); wave[rate//2:rate] = .5
+    loud = envelope(wave, rate, 64, power=1.)
+    assert loud.shape == (128, 1) and np.allclose(loud[33:63], .5) and np.allclose(loud[:32], 0) and np.allclose(loud[65:], 0)
+    assert spectral_flux(wave, rate, 64).shape == (128, 1) and abs(spectral_flux(wave, rate, 64)[:, 0].argmax() - 32) <= 1
+
+def test_frames_are_held():
+    held = held_frames(np.array([1., np.nan, 3.]), np.array([.5, .75, 1.]), 80, 64)[:, 0]
+    assert held[:16].tolist() == [0]*16 and held[16:32].tolist() == [1]*16 and held[32:48].tolist() == [0]*16 and held[48:64].tolist() == [3]*16 and held[64:].tolist() == [0]*16
+
+
+# the regression
+
+def test_weights_and_correlations_are_those_of_mtrf():
+    from mtrf.model import TRF
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((400 + 10*i, 2))*[3, .1] + 1 for i in range(4)]
+    y = [.5*np.roll(a[:, :1], 3, 0) - 20*np.roll(a[:, 1:], 5, 0) + rng.standard_normal((len(a), 3)) for a in x]
+    options, train = TRFOptions(-.05, .3), np.array([0, 1, 3])
+    products = trial_products(x, y, RATE, options)
+    assert products.lags.tolist() == list(range(-2, 11))  # floor(tmin fs) … ceil(tmax fs)
+    (weights,), scale = trained_weights(products, train, (.1,))
+    xs, ys = (np.concatenate([t[i] for i in train]).std(0) for t in (x, y))
+    model = TRF(); model.train([x[i]/xs for i in train], [y[i]/ys for i in train], RATE, options.tmin, options.tmax, .1)
+    _, r = model.predict([x[2]/xs], [y[2]/ys], average=False)
+    assert np.allclose(weights[1:].reshape(2, -1, 3, order="F"), model.weights) and np.allclose(weights[0], np.ravel(model.bias))
+    assert np.allclose(prediction_correlation(products, 2, weights, scale), r)
+
+def test_scale_of_features_and_eeg_changes_nothing():
+    rng = np.random.default_rng(1)
+    x = [rng.standard_normal((300, 2)) for _ in range(4)]
+    y = [a + rng.standard_normal((300, 2)) for a in x]
+    options = TRFOptions(0, .2, (1e-2, 1., 1e2), 3)
+    with quiet():
+        one = nested_response(trial_products(x, y, RATE, options), options)
+        two = nested_response(trial_products([1e3*a + 7 for a in x], [1e-6*b for b in y], RATE, options), options)
+    assert np.allclose(one.r, two.r, atol=1e-4) and np.array_equal(one.lambdas, two.lambdas) and np.allclose(one.weights, two.weights, rtol=.02, atol=.02*np.abs(one.weights).max())
+
+def test_lambda_is_not_chosen_on_the_test_trial():
+    "Changing one trial's EEG must not change the weights that predict it."
+    rng = np.random.default_rng(2)
+    x = [rng.standard_normal((300, 1)) for _ in range(5)]
+    y = [np.roll(a, 2, 0) + rng.standard_normal((300, 1)) for a in x]
+    options = TRFOptions(0, .2, (1e-2, 1., 1e2), 5)
+    with quiet():
+        one = nested_response(trial_products(x, y, RATE, options), options)
+        flipped = nested_response(trial_products(x, [-y[0], *y[1:]], RATE, options), options)
+    assert np.allclose(flipped.r[0], -one.r[0]) and flipped.lambdas[0] == one.lambdas[0]
+
+def test_known_response_functions_come_back():
+    stimulus, _ = notes(6)
+    listener, = simulate_eeg(stimulus, {name: RESPONSES[name] for name in ("onset", "IC")}, snr_db=0, channels=6, spread=0)
+    options = TRFOptions(-.1, .6)
+    with quiet(): found = nested_response(trial_products([np.hstack(p) for p in zip(*stimulus.features.values())], listener.trials, RATE, options), options)
+    for k, name in enumerate(("onset", "IC")):
+        truth, weights = RESPONSES[name].kernel(found.times)*(found.times >= 0), found.weights[k]
+        assert np.corrcoef(truth, weights[:, np.abs(weights).max(0).argmax()])[0, 1] > .95
+    assert isinstance(found, Response) and found.r.shape == (4, 6) and found.mean_r > .4
+
+def test_a_grid_that_ends_at_the_best_value_is_told():
+    rng = np.random.default_rng(3)
+    x = [np.convolve(rng.standard_normal(307), np.ones(8), "valid")[:, None] for _ in range(4)]  # slow, so that too much ridge smears the answer
+    y = [np.roll(a, 2, 0) - np.roll(a, 4, 0) + rng.standard_normal((300, 1)) for a in x]
+    def tell(grid, tmax, cut=300):
+        options = TRFOptions(0, tmax, grid, 4)
+        with warnings.catch_warnings(record=True, action="always") as told: nested_response(trial_products([a[:cut] for a in x], [a[:cut] for a in y], RATE, options), options)
+        return [str(w.message) for w in told]
+    assert tell((.1, 1e9), .2) == ["in 4 of 4 folds the best lambda is 0.1, the first of the grid: widen it"]
+    assert tell((1e-9, .1), 2., 90) == ["in 4 of 4 folds the best lambda is 0.1, the last of the grid: widen it"]  # too many lags for so short trials
+    assert tell((1e-9, .1, 1e9), 2., 90) == [] == tell((1.,), .2)  # a grid of one is meant
+
+@pytest.mark.parametrize("change, word", [
+    (lambda x, y: (x, y[:3]), "4 trials of features, but 3 of EEG"), (lambda x, y: (x[:2], y[:2]), "at least 3 trials, got 2"),
+    (lambda x, y: ([x[0][:-1], *x[1:]], y), "trial 0: 99 samples of features, but 100"), (lambda x, y: ([x[0]*np.nan, *x[1:]], y), "trial 0: features that are not finite"),
+    (lambda x, y: (x, [y[0], np.where(np.arange(3) == 1, np.nan, y[1]), *y[2:]]), r"trial 1: EEG channels \[1\] have values that are not finite"),
+    (lambda x, y: (x, [*y[:2], y[2]*[1, 1, 0], y[3]]), r"trial 2: EEG channels \[2\] are flat")])
+def test_bad_trials_are_named(change, word):
+    rng = np.random.default_rng(4)
+    with pytest.raises(ValueError, match=word): check_trials(*change([rng.standard_normal((100, 1)) for _ in range(4)], [rng.standard_normal((100, 3)) for _ in range(4)]))
+
+def test_bad_options():
+    for wrong, word in ((dict(tmin=.6, tmax=.1), "first lag"), (dict(lambdas=(1., .1)), "rising"), (dict(lambdas=()), "positive"), (dict(lambdas=(0.,)), "positive"), (dict(folds=2), "3 folds")):
+        with pytest.raises(ValueError, match=word): TRFOptions(**wrong)
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="too short for lags"): trial_products([rng.standard_normal((9, 1))]*3, [rng.standard_normal((9, 1))]*3, RATE, TRFOptions())
+
+
+# the gain
+
+OPTIONS = TRFOptions(0, .5, (1e-2, 1., 1e2), 3)
+
+def gains(responses, snr_db, people, shuffles=19, minutes=2., seed=0):
+    stimulus, ic = notes(minutes, 3, seed)
+    listeners = simulate_eeg(stimulus, responses, snr_db, people, channels=2, seed=seed)
+    with quiet(): return [feature_gain(stimulus.features["onset"], ic, p.trials, RATE, OPTIONS, shuffles, seed=i) for i, p in enumerate(listeners)]
+
+def test_an_effect_is_found_and_p_is_the_share_of_shuffles():
+    found, = gains({name: RESPONSES[name] for name in ("onset", "IC")}, -3, 1)
+    assert found.p == 1/20 and found.gain > found.null.max() and found.effect > 3 and found.channels.shape == (2,) and found.with_it.weights.shape[0] == 2
+    assert found.gain == pytest.approx(found.with_it.mean_r - found.without.mean_r) == pytest.approx(found.channels.mean())
+
+def test_without_an_effect_p_values_are_uniform():
+    p = np.sort([g.p for g in gains({"onset": RESPONSES["onset"]}, -10, 40)])
+    assert np.abs(p - np.arange(1, 41)/40).max() < .26 and np.abs(p - np.arange(40)/40).max() < .26  # Kolmogorov-Smirnov, 1 %
+
+def test_a_group():
+    some = gains({name: RESPONSES[name] for name in ("onset", "IC")}, -12, 4)
+    group = group_gain(some)
+    assert group.participants == 4 and group.gain == pytest.approx(np.mean([g.gain for g in some])) and group.p == 1/20 and group.d > 1
+    with pytest.raises(ValueError, match="same number of shuffles"): group_gain([some[0], replace(some[1], null=some[1].null[:3])])
+    with pytest.raises(ValueError, match="shuffles"): group_gain([])
+    assert isinstance(some[0], Gain)
+
+def test_shuffling_keeps_trials_and_values():
+    _, ic = notes(2)
+    other = ic.shuffled(np.random.default_rng(0))
+    assert all(sorted(a) == sorted(b) and not np.array_equal(a, b) for a, b in zip(ic.values, other.values)) and other.onsets is ic.onsets
+
+def test_detection_power():
+    assert detection_power(0.) == pytest.approx(.05) and detection_power(1.6449) == pytest.approx(.5, abs=1e-4) and detection_power(1., 4.) == pytest.approx(detection_power(2.))
+
+
+# recordings
+
+def test_bad_recordings_are_named(trials):
+    nan, flat = [t.copy() for t in trials], [t.copy() for t in trials]
+    nan[1][7, 2], flat[0][:, 3] = np.nan, 2
+    names = ("Fz", "Cz", "Pz", "Oz")
+    for bad, word in ((nan, "trial 1: channels Pz have values that are not finite"), (flat, r"trial 0: channels Oz have no signal \(flat\)"), ([], "no trials"), ([trials[0][:0]], "empty"),
+                      ([trials[0], trials[1][:, :3]], "different numbers of channels"), ([t[:, 0] for t in trials], "shape")):
+        with pytest.raises(ValueError, match=word): Recording(bad, 64, names if bad is nan or bad is flat else ())
+    with pytest.raises(ValueError, match="4 channels, but 2 names"): Recording(trials, 64, ("Fz", "Cz"))
+    with pytest.raises(ValueError, match="0 Hz"): Recording(trials, 0)
+
+def test_alignment_and_its_errors(trials):
+    one = Recording(trials, 64., name="anna")
+    heard = Stimulus({"onset": [np.ones((len(t) + 10, 1)) for t in trials], "other": [np.ones((len(t) - 5, 1)) for t in trials]}, 64.)
+    stimulus, cut = align(heard, one)
+    assert all(len(t) == len(u) == len(f) == len(v) - 5 for t, u, f, v in zip(cut.trials, stimulus.features["onset"], stimulus.features["other"], trials))
+    short = replace(heard, features={"onset": [np.ones((100, 1))]*3})
+    with pytest.raises(ValueError, match="trial 0: the stimulus lasts 1.56 s, shorter than the 5.00 s of anna"): align(short, one)
+    assert [len(t) for t in align(short, one, None)[1].trials] == [100]*3
+    with pytest.raises(ValueError, match="longer than"): align(replace(heard, features={"onset": [np.ones((999, 1))]*3}), one)
+    with pytest.raises(ValueError, match="another order"): align(replace(heard, features={"onset": heard.features["onset"][::-1]}), one, .5)
+    with pytest.raises(ValueError, match="3 trials, but the stimulus {'onset': 2}"): align(replace(heard, features={"onset": heard.features["onset"][:2]}), one)
+    with pytest.raises(ValueError, match="32 Hz, but anna 64 Hz"): align(replace(heard, sample_rate=32.), one)
+
+@pytest.mark.parametrize("before, after", [(512, 64), (500, 64), (64, 512), (44100, 64)])
+def test_resampling_keeps_a_slow_sine(before, after):
+    sine = lambda rate: np.sin(2*np.pi*3*np.arange(10*rate)/rate)[:, None] + 5
+    got, want = resample_trials([sine(before)], before, after)[0], sine(after)
+    assert abs(len(got) - len(want)) <= 1 and np.abs(got[after:-after] - want[after:len(got) - after]).max() < .01
+    for bad in (0, -64):
+        with pytest.raises(ValueError, match="positive"): resample_trials([sine(64)], 64, bad)
+
+def test_preparation():
+    t = np.arange(512*20)/512
+    shared = np.random.default_rng(0).standard_normal((len(t), 1))
+    raw = Recording([np.stack([np.sin(2*np.pi*4*t), np.sin(2*np.pi*30*t)], 1) + shared]*3, 512, mastoids=[np.hstack([shared, shared])]*3)
+    ready, u = prepare(raw, reference="mastoids").trials[0][128:-128], np.arange(128, 1280 - 128)/64
+    assert np.abs(ready[:, 0] - np.sin(2*np.pi*4*u)).max() < .05 and np.abs(ready[:, 1]).max() < .01
+    assert np.abs(prepare(raw, band=None).trials[0].sum(1)).max() < 1e-9
+    for wrong, word in ((dict(reference="nose"), "average, mastoids, none"), (dict(band=(1, 40)), "does not fit"), (dict(band=(8, 1)), "does not fit")):
+        with pytest.raises(ValueError, match=word): prepare(raw, **wrong)
+    with pytest.raises(ValueError, match="no mastoids"): prepare(replace(raw, mastoids=None), reference="mastoids")
+    assert set(REFERENCES) == {"average", "mastoids", "none"}
+
+
+# files
+
+@pytest.fixture
+def people(trials):
+    names = ("Fz", "Cz", "Pz", "Oz")
+    return [Recording(trials, 64., names, np.random.default_rng(1).standard_normal((4, 3)), [t[:, :2] for t in trials], (2, 3, 1)), Recording(trials, 64., names)]
+
+@pytest.fixture
+def heard(trials): return Stimulus({"envelope": [t[:, :1] for t in trials], "onset × pitch": trials}, 64.)
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_cnd_there_and_back(tmp_path, people, heard, version):
+    write_cnd(tmp_path, heard, people, version)
+    assert all(is_hdf5(path) == (version == "7.3") for path in (tmp_path/"dataCND").iterdir())
+    for folder in (tmp_path, tmp_path/"dataCND"):
+        for (stimulus, read), wrote in zip(read_cnd(folder), people, strict=True):
+            assert stimulus.sample_rate == read.sample_rate == 64 and list(stimulus.features) == list(heard.features)
+            assert all(np.array_equal(a, b) for k in heard.features for a, b in zip(stimulus.features[k], heard.features[k], strict=True))
+            assert all(np.array_equal(a, b) for a, b in zip(read.trials, wrote.trials, strict=True)) and read.channels == wrote.channels and read.order == wrote.order
+            assert np.allclose(read.positions, wrote.positions) if wrote.positions is not None else read.positions is None
+            assert all(np.array_equal(a, b) for a, b in zip(read.mastoids or [], wrote.mastoids or [], strict=True))
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_cnd_as_other_programs_write_it(tmp_path, trials, version):
+    "neural instead of eeg, padding, no names, no electrodes, a stimulus of its own for each participant, the files' other name."
+    for i in (1, 2):
+        write_mat(tmp_path/f"dataStim{i}.mat", dict(stim=dict(fs=64., data=cells([[t[10:, :1] for t in trials]]), condNames=cells([["a", "b"]]))), version)
+        write_mat(tmp_path/f"dataCND_sub{i}.mat", dict(neural=dict(fs=64., data=cells([trials]), paddingStartSample=10., dataType="EEG", deviceName="", extChan=cells([[]]))), version)
+    found = read_cnd(tmp_path)
+    assert len(found) == 2 and found[0][0] is not found[1][0]
+    for stimulus, read in found: assert list(stimulus.features) == ["feature1"] and np.array_equal(read.trials[2], trials[2][10:]) and read.channels == () and read.positions is None
+
+def test_positions_of_eeglab():
+    "In chanlocs x points to the nose and y to the left ear; here x points to the right and y to the nose."
+    eeg = dict(fs=64., data=cells([[np.random.default_rng(0).standard_normal((9, 2))]]), chanlocs=[dict(labels="Fz", X=.7, Y=0., Z=.7), dict(labels="T8", X=0., Y=-1., Z=0.)])
+    assert np.allclose(cnd_recording(dict(eeg=eeg), Path("x")).positions, [[0, .7, .7], [1, 0, 0]])
+
+def test_what_is_no_cnd_is_told(tmp_path, people, heard):
+    with pytest.raises(ValueError, match="no dataStim.mat"): read_cnd(tmp_path)
+    write_cnd(tmp_path, heard, people)
+    folder = tmp_path/"dataCND"
+    write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=cells([people[0].trials[:2]]))))
+    with pytest.raises(ValueError, match="dataSub2.mat has 2 trials, but dataStim.mat 3"): read_cnd(tmp_path)
+    write_mat(folder/"dataSub2.mat", dict(eeg=dict(data=cells([people[0].trials]))))
+    with pytest.raises(ValueError, match="no struct eeg or neural with fs"): read_cnd(tmp_path)
+    write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=people[0].trials[0])))
+    with pytest.raises(ValueError, match="must be a cell"): read_cnd(tmp_path)
+    (folder/"dataSub2.mat").write_bytes(b"nothing"*100)
+    with pytest.raises(ValueError, match="no Matlab file"): read_cnd(tmp_path)
+    (folder/"dataStim.mat").rename(folder/"dataStim1.mat")
+    with pytest.raises(ValueError, match="neither dataStim.mat nor dataStim2.mat"): read_cnd(tmp_path)
+    with pytest.raises(ValueError, match="no such file"): read_mat(tmp_path/"none.mat")
+    with pytest.raises(ValueError, match="known: 5, 7.3"): write_mat(tmp_path/"x.mat", {}, "4")
+
+def test_matlab_7_3_files_begin_as_matlab_wants(tmp_path):
+    write_mat(tmp_path/"x.mat", dict(a=1.), "7.3")
+    head = (tmp_path/"x.mat").read_bytes()[:520]
+    assert head[:10] == b"MATLAB 7.3" and struct.unpack("<H", head[124:126])[0] == 0x0200 and head[126:128] == b"IM" and head[512:516] == b"\x89HDF"
+
+def test_npz_there_and_back(tmp_path, people, heard):
+    for wrote in people:
+        write_npz(tmp_path/"a.npz", heard, wrote)
+        stimulus, read = read_npz(tmp_path/"a.npz")
+        assert all(np.array_equal(a, b) for a, b in zip(read.trials, wrote.trials, strict=True)) and read.order == wrote.order and read.channels == wrote.channels
+        assert np.array_equal(read.positions, wrote.positions) if wrote.positions is not None else read.positions is None
+        assert all(np.array_equal(a, b) for k in heard.features for a, b in zip(stimulus.features[k], heard.features[k], strict=True))
+    np.savez(tmp_path/"b.npz", a=1)
+    with pytest.raises(ValueError, match="not written by write_npz"): read_npz(tmp_path/"b.npz")
+
+def bids(root, data, rate):
+    "A small BIDS data set in BrainVision format, written by hand: (samples, channels) in µV, two trials of three seconds."
+    folder = root/"sub-01"/"eeg"
+    folder.mkdir(parents=True)
+    stem, names = "sub-01_task-listen", [f"E{c + 1}" for c in range(data.shape[1])]
+    (root/"dataset_description.json").write_text(json.dumps(dict(Name="test", BIDSVersion="1.8.0")))
+    (root/"participants.tsv").write_text("participant_id\nsub-01\n")
+    (folder/f"{stem}_eeg.eeg").write_bytes(data.astype("<f4").tobytes())
+    (folder/f"{stem}_eeg.vmrk").write_text(f"Brain Vision Data Exchange Marker File, Version 1.0\n\n[Common Infos]\nCodepage=UTF-8\nDataFile={stem}_eeg.eeg\n\n[Marker Infos]\nMk1=New Segment,,1,1,0\n")
+    (folder/f"{stem}_eeg.vhdr").write_text("Brain Vision Data Exchange Header File Version 1.0\n\n[Common Infos]\nCodepage=UTF-8\n" + f"DataFile={stem}_eeg.eeg\nMarkerFile={stem}_eeg.vmrk\n"
+        + f"DataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels={len(names)}\nSamplingInterval={1e6/rate:g}\n\n[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n\n[Channel Infos]\n"
+        + "\n".join(f"Ch{i + 1}={name},,1,µV" for i, name in enumerate(names)) + "\n", encoding="utf-8")
+    (folder/f"{stem}_eeg.json").write_text(json.dumps(dict(TaskName="listen", SamplingFrequency=rate, PowerLineFrequency=50, EEGReference="Cz", SoftwareFilters="n/a")))
+    (folder/f"{stem}_channels.tsv").write_text("name\ttype\tunits\n" + "".join(f"{n}\tEEG\tµV\n" for n in names))
+    (folder/f"{stem}_events.tsv").write_text("onset\tduration\ttrial_type\n1.0\t3.0\tmelody\n5.0\t3.0\tmelody\n9.0\t0.0\tbutton\n")
+
+def test_bids(tmp_path):
+    pytest.importorskip("mne_bids")
+    data = np.random.default_rng(0).standard_normal((640, 3))*20
+    bids(tmp_path, data, 64)
+    with quiet(): read = read_bids(tmp_path, "01", "listen", "melody")
+    assert read.sample_rate == 64 and read.channels == ("E1", "E2", "E3") and len(read.trials) == 2 and read.positions is None
+    assert np.allclose(read.trials[0], data[64:256], atol=1e-3) and np.allclose(read.trials[1], data[320:512], atol=1e-3)
+    with quiet(), pytest.raises(ValueError, match="no event 'song' with a duration; there are.*melody"): read_bids(tmp_path, "01", "listen", "song")
+    with quiet(), pytest.raises(ValueError, match="subject '02'"): read_bids(tmp_path, "02", "listen", "melody")
+
+
+# the simulator
+
+def test_noise_is_pink():
+    noise = np.concatenate([pink_noise(6400, 8, np.random.default_rng(k)) for k in range(20)], 1)
+    power = (np.abs(np.fft.rfft(noise, axis=0))**2).mean(1)
+    slope = np.polyfit(np.log(np.arange(20, 2000)), np.log(power[20:2000]), 1)[0]
+    assert abs(slope + 1) < .05 and abs(noise.var() - 1) < .15
+    white = pink_noise(6400, 8, np.random.default_rng(0), exponent=0)
+    assert abs(np.corrcoef(white[1:, 0], white[:-1, 0])[0, 1]) < .05 and abs(white.var() - 1) < .05
+
+def test_the_simulated_brain_answers_as_told():
+    samples = 128
+    click = Stimulus({"onset": [impulses([.5], None, samples, RATE)]}, RATE)
+    bump = BrainResponse(((.25, .04, 1.),), (0., 0., 1.))
+    loud, = simulate_eeg(click, {"onset": bump}, snr_db=80, channels=4, spread=0)
+    answer = loud.trials[0][:, 0]
+    assert abs(answer.argmax()/RATE - .75) < 1/RATE and np.corrcoef(answer, bump.kernel(np.arange(samples)/RATE - .5))[0, 1] > .999
+    assert np.argmax(np.abs(loud.trials[0]).max(0)) == np.argmax(head_positions(4) @ [0, 0, 1])
+
+def test_signal_to_noise_ratio_and_seeds():
+    stimulus, _ = notes(6)
+    told = {"onset": RESPONSES["onset"]}
+    clean, noisy = (np.concatenate(simulate_eeg(stimulus, told, snr_db=s)[0].trials) for s in (80, -5))
+    assert abs(10*np.log10(clean.var(0).mean()/(noisy - clean).var(0).mean()) + 5) < 1
+    many, one = simulate_eeg(stimulus, told, participants=3), simulate_eeg(stimulus, told)
+    assert np.array_equal(many[0].trials[0], one[0].trials[0]) and not np.array_equal(many[0].trials[0], many[1].trials[0])
+    assert not np.array_equal(one[0].trials[0], simulate_eeg(stimulus, told, seed=1)[0].trials[0])
+    with pytest.raises(ValueError, match="no feature envelope; the stimulus has onset, IC"): simulate_eeg(stimulus, RESPONSES)
+
+def test_heads_are_round():
+    places = head_positions(64)
+    assert np.allclose(np.linalg.norm(places, axis=1), 1) and (places[:, 2] > 0).all() and np.linalg.norm(places[:, None] - places + 9*np.eye(64)[..., None], axis=2).min() > .1
+    assert np.allclose(flat_positions(np.array([[0, 0, 9.], [2, 0, 0], [0, 1, 1]])), [[0, 0], [1, 0], [0, .5]])

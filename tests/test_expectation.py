@@ -1,0 +1,473 @@
+"Melodies, prediction by partial matching, and the expectation model: figures of other programs, a naive model, bad input."
+import math, warnings
+from collections import Counter
+from dataclasses import replace
+import numpy as np, pytest
+from latentalign.expectation import (COMBINATIONS, MODES, Agreement, ExpectationModel, agreement, combine, correlation, encoder_delay, frames_to_notes,
+                                     notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
+from latentalign.melodies import (VIEWPOINTS, Melody, corpus_melodies, estimate_tonic, read_idyom, read_melody, read_midi, read_score, single_line, to_ticks,
+                                  view_melody, viewpoint)
+from latentalign.ppm import END, ESCAPES, LONG_TERM, PPM, SHORT_TERM, SMOOTHINGS, ContextTree, predict, sequence_probabilities, states
+
+
+def tune(pitches, durations=None, **kw):
+    durations = [1.]*len(pitches) if durations is None else durations
+    return Melody(np.concatenate([[0], np.cumsum(durations)[:-1]]), durations, pitches, **kw)
+
+def numbers(line): return np.array(line.split(), float)
+
+
+# what IDyOM 1.7.1 says to a word: escape C, interpolation, exclusion, no update exclusion, no bound unless said
+
+ABRACADABRA = {
+    PPM(): (".20000 .10000 .11111 .25000 .06667 .26667 .08333 .25000 .21705 .40426 .43478", 2.44770),
+    PPM(smoothing="back-off"): (".20000 .11111 .14286 .20000 .09091 .28571 .14286 .42857 .22222 .61905 .64706", 2.12795),
+    PPM(update_exclusion=True): (".20000 .10000 .11111 .25000 .06667 .26667 .08333 .25000 .21705 .40000 .42857", 2.45097),
+    PPM("AX", update_exclusion=True): (".20000 .13333 .13043 .24138 .08333 .26667 .09375 .25000 .20988 .30769 .36000", 2.41379),
+    PPM("A"): (".20000 .10000 .07692 .28571 .03448 .33333 .02703 .33333 .25806 .47826 .54545", 2.57107),
+    PPM("D"): (".20000 .10000 .11111 .25000 .05882 .31250 .07143 .29412 .21088 .41818 .47170", 2.43087),
+    PPM(order_bound=0): (".20000 .10000 .11111 .25000 .11111 .26667 .12500 .25000 .18182 .17647 .25714", 2.52835)}
+
+@pytest.mark.parametrize("ppm", ABRACADABRA, ids=str)
+def test_idyom_on_abracadabra(ppm):
+    line, mean = ABRACADABRA[ppm]
+    p = sequence_probabilities(ppm, "abracadabra")
+    assert np.abs(p - numbers(line)).max() < 1e-5 and abs(-np.log2(p).mean() - mean) < 1e-5
+
+
+# IDyOM's figures that stand among the tests of the R package ppm (github.com/pmcharrison/ppm, MIT licence)
+
+def heard(ppm, words, alphabet=None):
+    tree, alphabet = ContextTree(), sorted(set("".join(words))) if alphabet is None else alphabet
+    return [sequence_probabilities(ppm, word, alphabet, tree) for word in words]
+
+@pytest.mark.parametrize("words, means", [
+    ("abracadabra abracadabra abracadabra", (2.4509745, 1.1457417, .8534344)), ("abracadabra bracadabra", (2.4509745, 1.1973304)),
+    ("abracadabra abrabrac", (2.4509745, 1.4018788)), ("abracadabra abratbrac", (2.591134, 1.8791169)), ("abracadabra abrabtrac", (2.591134, 2.0285676)),
+    ("abracadabra abrabrtac", (2.591134, 1.8929263)), ("abracadabra abrabratc", (2.591134, 1.7575804)), ("abracadabra abrabract", (2.591134, 1.5876032))])
+def test_idyom_with_update_exclusion_over_several_words(words, means):
+    found = [-np.log2(p).mean() for p in heard(PPM(update_exclusion=True), words.split())]
+    assert np.abs(np.array(found) - means).max() < 1e-6
+
+COUPERIN = """45 52 57 60 64 69 45 52 57 60 64 69 45 45 44 52 60 60 59 64 64 71 45 57 76 74 72 71 72 72 72 72 72 72 72 72 52 64 69 69 71 71 71 71 71 71 50 52 54 55 52
+    53 52 50 48 48 47 69 71 72 55 74 62 67 48 67 69 71 57 72 72 57 64 65 72 72 72 60 62 66 71 71 62 68 66 68 64 64 64 64 59 59 60 64 68 68 69 69 50 49 49 50
+    59 64 64 65 69 47 48 50 52 53 50 50 52 60 64 69 52 60 60 59 69 69 68 68 68 45 52 57 61 64 69 45 52 57 62 61 64 69"""
+HINDEMITH = """84 83 85 86 81 82 81 80 80 80 79 77 79 76 83 73 72 71 72 77 76 75 77 79 80 82 84 85 87 88 88 87 82 77 78 83 81 79 77 76 75 77 78 73 74 72 71 71 70 69 68 67
+    68 70 62 73 74 63 78 79 92 90 89 88 88 91 87 86 85 84 83 85 86 81 82 81 80 80 80 79 77 79 76 83 73 71 73 74 74 74 73 71 73 70 77 67 68 69 70 70 68 69 70 70
+    68 69 70 63 63 68 66 63 62 70 63 68 66 63 62 70 63 68 66 63 62"""
+
+@pytest.mark.parametrize("piece, mean", [(COUPERIN, 4.195832), (HINDEMITH, 4.210231)])
+def test_idyom_on_whole_pieces(piece, mean):
+    "Louis Couperin, unmeasured prelude 7; Hindemith, pieces for flute alone, VI."
+    assert abs(-np.log2(sequence_probabilities(PPM(), piece.split())).mean() - mean) < 1e-5
+
+FIVE = "abracadabra letlettertele assanissimassa mississippi wooloobooloo".split()
+
+@pytest.mark.parametrize("escape, update_exclusion, figures", [
+    ("A", True, ".6329114 .6707616 .58326054 .0030211497 .05050506 .62925166"), ("B", False, ".29230767 .48000002 .11627905 .037974678 .08333333 .16666666"),
+    ("B", True, ".066666655 .45000002 .13636366 .0483871 .076305225 .072289154"), ("AX", True, ".46352932 .64799994 .40671143 .018633539 .063926935 .35845897")])
+def test_idyom_on_five_words(escape, update_exclusion, figures):
+    "With escape B, and where a longer context knows all symbols of a shorter one, a context has nothing left to say."
+    found = heard(PPM(escape, update_exclusion=update_exclusion), FIVE)
+    places = (0, 10), (1, 12), (2, 13), (3, 8), (3, 10), (4, 11)
+    assert np.abs(np.array([found[word][letter] for word, letter in places]) - numbers(figures)).max() < 1e-6
+
+def test_cleary_and_teahan():
+    "After abracadabra, at most two letters back: c has 1/2, d 1/2 of 1/6, by method C with full exclusion; and p after r, a (5 + 3 escaped) a share of its own."
+    tree = ContextTree(); tree.begin()
+    for s in "abracadabra": tree.add(s)
+    p = dict(zip("abcdrt", predict(PPM(smoothing="back-off", order_bound=2), *states(tree, "abracadabra", 2), {s: i for i, s in enumerate("abcdrt")})))
+    assert abs(p["c"]/p["d"] - 6) < 1e-9 and abs(p["b"]/p["d"] - 2) < 1e-9 and abs(p["d"]/p["t"] - 1/6/(1/2*5/12*1/2)*2/2) < 1e-9
+
+
+# the rules, written down naively
+
+def naive_counts(sequences, open_sequence=()):
+    full, news = {}, {}
+    for sequence, ended in [*((s, True) for s in sequences), (open_sequence, False)]:
+        for i, symbol in enumerate([*sequence, END] if ended else sequence):
+            known = False
+            for start in range(i + 1):
+                context = tuple(sequence[start:i])
+                if not known: news.setdefault(context, Counter())[symbol] += 1
+                known |= symbol in full.get(context, ())
+                full.setdefault(context, Counter())[symbol] += 1
+    return full, news
+
+def naive_predict(ppm, counts, history, alphabet):
+    full, news = counts
+    suffix = lambda k: tuple(history[len(history) - k:])
+    known = [k for k in range(len(history) + 1) if full.get(suffix(k))]
+    longest = known[-1] if known else -1
+    top, selected = longest, False
+    if ppm.order_bound is None:
+        sure = [k for k in known if k >= 1 and len(full[suffix(k)]) == 1]
+        if sure and sure[0] < longest: top, selected = sure[0], True
+    elif longest > ppm.order_bound: top, selected = ppm.order_bound, True
+    k_, d = ESCAPES[ppm.escape]
+    p, escape, above = dict.fromkeys(alphabet, 0.), 1., set()
+    for k in range(top, -1, -1):
+        table = news if ppm.update_exclusion and not (selected and k == top) else full
+        c = {s: n for s, n in table[suffix(k)].items() if s in p}
+        t = {"A": 1, "AX": 1 + list(c.values()).count(1)}.get(ppm.escape, len(c))
+        S = sum(n + k_ for s, n in c.items() if not ppm.exclusion or s not in above)
+        w = S/(S + t/d) if S > 0 else 0.
+        for s in c:
+            if ppm.smoothing == "interpolation" or s not in above: p[s] += escape*w*(c[s] + k_)/S if S > 0 else 0.
+        escape, above = escape*(1 - w), set(c)
+    for s in p:
+        if ppm.smoothing == "interpolation" or s not in above: p[s] += escape/(len(p) + 1 - len(above))
+    total = sum(p.values())
+    if total == 0: return dict.fromkeys(p, 1/len(p))
+    return p if .999 < total < 1 else {s: x/total for s, x in p.items()}
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_every_setting_agrees_with_the_naive_model(escape, smoothing):
+    rng = np.random.default_rng(0)
+    for exclusion in (True, False):
+        for update_exclusion in (True, False):
+            for bound in (None, 0, 1, 2, 4):
+                ppm = PPM(escape, smoothing, exclusion, update_exclusion, bound)
+                words = ["".join(rng.choice(list("abc"), rng.integers(1, 12))) for _ in range(3)]
+                tree, alphabet = ContextTree(), "abd"  # c is heard and not in the alphabet, d never heard
+                for word in words[:2]: tree.learn(word)
+                tree.begin()
+                for i in range(len(words[2]) + 1):
+                    ours = predict(ppm, *states(tree, words[2][:i], bound), {s: n for n, s in enumerate(alphabet)})
+                    theirs = naive_predict(ppm, naive_counts(words[:2], words[2][:i]), words[2][:i], alphabet)
+                    assert np.allclose(ours, list(theirs.values()), atol=1e-12), (ppm, words, i)
+                    if i < len(words[2]): tree.add(words[2][i])
+
+def test_forgetting_leaves_what_never_was():
+    rng, texts = np.random.default_rng(1), [np.random.default_rng(k).integers(0, 3, 30).tolist() for k in range(6)]
+    tree, fresh = ContextTree(), ContextTree()
+    places = [tree.learn(t) for t in texts]
+    for k in (1, 4): tree.forget(places[k])
+    for k in (0, 2, 3, 5): fresh.learn(texts[k])
+    for ppm in (LONG_TERM, SHORT_TERM):
+        for _ in range(50):
+            history = rng.integers(0, 3, rng.integers(0, 8)).tolist()
+            column = {0: 0, 1: 1, 2: 2}
+            assert predict(ppm, *states(tree, history), column) == pytest.approx(predict(ppm, *states(fresh, history), column))
+    start = tree.begin()
+    for s in texts[1]: tree.add(s)
+    tree.rewind(start)
+    for k in (1, 4): tree.recall(places[k])
+    for k in range(6): tree.forget(places[k])
+    assert not tree.root.full and not tree.root.longer and not tree.root.news
+
+def test_a_constant_sequence_costs_no_square():
+    "5000 equal symbols: contexts of all lengths, but no time or memory to notice."
+    tree = ContextTree()
+    tree.learn([7]*300)
+    assert states(tree, [7]*300)[1] is False and len(states(tree, [7]*10)[0]) == 11  # the end follows 7 too: never certain
+
+@pytest.mark.parametrize("wrong, word", [(dict(escape="E"), "AX"), (dict(smoothing="kneser"), "back-off"), (dict(order_bound=-1), "-1")])
+def test_unknown_settings_of_ppm_are_named(wrong, word):
+    with pytest.raises(ValueError, match=word): PPM(**wrong)
+
+def test_symbols_that_cannot_be():
+    with pytest.raises(ValueError, match="'z'"): sequence_probabilities(PPM(), "abz", "ab")
+    with pytest.raises(ValueError, match="None"): ContextTree().learn([1, None])
+    assert sequence_probabilities(PPM(), "aaa", "a").tolist() == [1, 1, 1] and len(sequence_probabilities(PPM(), "")) == 0
+
+
+# the model: figures of IDyOM 1.7.1
+
+CORPUS = [tune(p) for p in ([60, 62, 64, 65, 67], [67, 65, 64, 62, 60], [60, 64, 67, 64, 60])]
+HEARD = tune([60, 62, 64, 62, 60, 67])
+
+@pytest.mark.parametrize("mode, views, line", [
+    ("stm", "cpitch", ".20000 .13333 .13043 .24138 .16667 .06154"), ("ltm", "cpitch", ".22500 .25926 .47143 .14286 .47143 .14815"),
+    ("both", "cpitch", ".21264 .17972 .32654 .18815 .31498 .07934"), ("both+", "cpitch", ".21264 .17902 .32618 .19248 .34342 .07619"),
+    ("both+", "cpitch cpint", ".21264 .32697 .50576 .20030 .45380 .07128")])
+def test_idyom_on_melodies(mode, views, line):
+    found = ExpectationModel(views.split(), mode=mode).fit(CORPUS).information_content(HEARD)
+    assert np.abs(found.probability - numbers(line)).max() < 1e-5
+
+CHORALE = [73, 73, 74, 76, 73, 69, 71, 73, 74, 73, 71, 69, 69, 71, 73, 73, 71, 69, 71, 69, 73, 71, 73, 69, 66, 68, 69, 71, 73, 69, 69, 69, 71, 73, 73, 71, 69, 71, 69]
+
+def test_a_table_that_idyom_wrote():
+    "Information content and entropy of chorale 1 by the short-term model, contexts of at most five notes (examples of py2lispIDyOM)."
+    ic = numbers("""4.169925 1.4329593 4.7548876 5.4429436 1.75336 5.879924 5.33985 2.0 2.662965 2.2291343 4.189478 3.9333625 3.2356286 2.0215104 1.0443089 1.9706845 3.0072439
+        1.30229 1.7420189 2.8205628 2.1109095 2.3119438 2.3155494 2.9700468 7.098032 5.988685 2.7192638 2.0764983 1.1995314 2.3628054 3.0596428 2.4739316 1.6857679 0.7862607
+        1.3989304 1.1640806 1.0276724 1.3331829 1.3239585""")
+    entropy = numbers("""4.1699247 3.5245435 3.5245435 3.0081398 3.388834 2.8576717 3.4555743 3.6459 3.2615924 3.1125228 3.0352323 2.788356 2.7327838 2.7896008 2.4777384 2.8353958
+        2.7130961 2.5396688 2.2373934 1.8663228 2.7896008 2.6914325 1.7938491 2.5260856 2.5233717 3.2394092 3.4518623 3.1400435 2.7030232 2.3936768 2.8300352 2.6918721 2.719459
+        2.2578735 2.3513887 2.2468958 2.4677052 2.4897816 2.3155236""")
+    alphabet = [60, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 76, 77, 78, 79]
+    model = ExpectationModel(mode="stm", short_term=PPM("AX", update_exclusion=True, order_bound=5)).fit([tune([p]) for p in alphabet])
+    found = model.information_content(tune(CHORALE))
+    assert np.abs(found.ic - ic).max() < 1e-5 and np.abs(found.entropy - entropy).max() < 1e-5
+
+
+# the model, written down naively
+
+def entropy(p): return -sum(x*math.log2(x) for x in p.values() if x > 0)
+
+def naive_combine(ps, bias, rule, alphabet):
+    if not ps: return dict.fromkeys(alphabet, 1/len(alphabet))
+    w = [1. if len(alphabet) == 1 else (entropy(p)/math.log2(len(alphabet)))**-bias for p in ps]
+    p = {a: sum(wi*q[a] for wi, q in zip(w, ps))/sum(w) if rule == "arithmetic" else math.prod(q[a]**(wi/sum(w)) for wi, q in zip(w, ps)) for a in alphabet}
+    return {a: x/sum(p.values()) for a, x in p.items()}
+
+def naive_model(model, corpus, pieces):
+    "Probabilities of all notes by the rules, one at a time; pitch is the target."
+    alphabet = sorted({p for m in corpus + pieces for p in m.pitches.tolist()})
+    views, plus = [viewpoint(v) for v in model.viewpoints], model.mode[-1] == "+"
+    seen = lambda m, view: [s for s in view_melody(m, view) if s is not None]
+    past, found = {v.name: [seen(m, v) for m in corpus] for v in views}, []
+    for piece in pieces:
+        row = []
+        for i in range(len(piece)):
+            predicted = {"ltm": [], "stm": []}
+            for view in views:
+                candidates = {a: view_melody(replace(piece, pitches=np.array([*piece.pitches[:i], a, *piece.pitches[i + 1:]])), view)[i] for a in alphabet}
+                if view_melody(piece, view)[i] is None: continue
+                now = [s for s in view_melody(piece, view)[:i] if s is not None]
+                for kind, ppm, counts in (("ltm", model.long_term, naive_counts(past[view.name], now if plus else ())), ("stm", model.short_term, naive_counts([], now))):
+                    p, share = naive_predict(ppm, counts, now, sorted(set(candidates.values()))), Counter(candidates.values())
+                    q = {a: p[s]/share[s] for a, s in candidates.items()}
+                    predicted[kind].append({a: x/sum(q.values()) for a, x in q.items()})
+            kinds = dict(stm=["stm"], ltm=["ltm"]).get(model.mode.rstrip("+"), ["ltm", "stm"])
+            each = [naive_combine(predicted[kind], model.viewpoint_bias, model.combination, alphabet) for kind in kinds]
+            row.append(naive_combine(each, model.model_bias, model.combination, alphabet)[int(piece.pitches[i])])
+        found.append(row)
+        if plus:
+            for view in views: past[view.name].append(seen(piece, view))
+    return found
+
+def random_tunes(count, rng):
+    "Tunes in 4/4 with rhythm, in C, F or of unknown key."
+    return [tune(rng.integers(60, 67, n).tolist(), rng.choice([.5, 1.], n), tonic=[0, 5, None][int(rng.integers(3))]) for n in rng.integers(2, 12, count)]
+
+@pytest.mark.parametrize("views", ["cpitch", "contour", "cpint cpintfref", "cpitch cpint*ioi cpintfref*dur"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_agrees_with_the_naive_model(mode, views):
+    "Several test pieces: with a + what the first teaches is known to the second."
+    rng = np.random.default_rng(3)
+    corpus, pieces = random_tunes(4, rng), random_tunes(3, rng)
+    for rule in COMBINATIONS:
+        model = ExpectationModel(views.split(), mode=mode, combination=rule)
+        found = model.fit(corpus).information_content(pieces)
+        for ours, theirs in zip(found, naive_model(model, corpus, pieces)): assert np.allclose(ours.probability, theirs, atol=1e-10)
+
+def test_other_models_can_be_put_in():
+    rng = np.random.default_rng(4)
+    corpus, pieces = random_tunes(4, rng), random_tunes(2, rng)
+    model = ExpectationModel(["cpitch", "contour"], long_term=PPM("D", order_bound=2), short_term=PPM("B", exclusion=False), viewpoint_bias=0., model_bias=1.)
+    for ours, theirs in zip(model.fit(corpus).information_content(pieces), naive_model(model, corpus, pieces)): assert np.allclose(ours.probability, theirs, atol=1e-10)
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cross_validation_is_a_new_model_for_each_fold(mode):
+    rng = np.random.default_rng(5)
+    melodies = random_tunes(7, rng)
+    model = ExpectationModel(("cpitch", "cpint*ioi"), mode=mode).fit(melodies)
+    for folds in (3, 7):
+        found = model.cross_validate(folds)
+        for fold in range(folds):
+            new = ExpectationModel(("cpitch", "cpint*ioi"), mode=mode).fit([m for i, m in enumerate(melodies) if i % folds != fold])
+            new.values = model.values  # the alphabet is that of all melodies
+            for ours, theirs in zip(found[fold::folds], new.information_content(melodies[fold::folds])): assert np.allclose(ours.ic, theirs.ic, atol=1e-10)
+    again = model.cross_validate(3)
+    assert all(np.array_equal(a.ic, b.ic) for a, b in zip(again, model.cross_validate(3))), "cross-validation must leave the counts as they were"
+
+def test_other_targets_and_their_sum():
+    rng = np.random.default_rng(6)
+    corpus, piece = random_tunes(5, rng), random_tunes(1, rng)[0]
+    pitch, rhythm = (ExpectationModel(views, targets).fit(corpus).information_content(piece) for views, targets in ((("cpitch",), "cpitch"), (("ioi", "ioi-ratio"), "ioi")))
+    both = ExpectationModel(("cpitch", "ioi", "ioi-ratio"), ("cpitch", "ioi")).fit(corpus).information_content(piece)
+    assert np.allclose(both.ic, pitch.ic + rhythm.ic) and np.allclose(both.entropy, pitch.entropy + rhythm.entropy)
+    values, p = both.distributions["ioi"]
+    assert values == [.5, 1.] and rhythm.ic[0] == 1 and np.allclose(p[0], .5)  # no time has passed before the first note: uniform
+    assert np.isnan(rhythm.viewpoints["ioi"].ic[0]) and np.isfinite(rhythm.viewpoints["ioi"].ic[1:]).all()
+
+def test_what_is_said_of_viewpoints_and_models_alone():
+    model = ExpectationModel(("cpitch", "cpint")).fit(CORPUS)
+    found = model.information_content(HEARD)
+    alone = ExpectationModel(("cpint",)).fit(CORPUS).information_content(HEARD)
+    assert np.allclose(found.viewpoints["cpint"].ic[1:], alone.ic[1:]) and np.isnan(found.viewpoints["cpint"].ic[0]) and np.isnan(found.viewpoints["cpint"].entropy[0])
+    for kind in ("ltm+", "stm"):
+        one = ExpectationModel(("cpitch", "cpint"), mode=kind).fit(CORPUS).information_content(HEARD)
+        assert np.allclose(found.models[kind[:3]].ic, one.ic) and np.allclose(found.models[kind[:3]].entropy, one.entropy)
+    values, p = found.distributions["cpitch"]
+    assert np.allclose(p[np.arange(6), [values.index(x) for x in HEARD.pitches]], found.probability) and np.allclose(p.sum(1), 1)
+
+def test_listening_changes_nothing_and_learning_does():
+    model = ExpectationModel().fit(CORPUS)
+    first = model.information_content(HEARD)
+    model.information_content([HEARD, CORPUS[0]])
+    assert np.array_equal(first.ic, model.information_content(HEARD).ic)
+    assert model.learn([HEARD]).information_content(HEARD).ic.mean() < first.ic.mean()
+    assert np.array_equal(model.fit(CORPUS).information_content(HEARD).ic, first.ic)
+
+@pytest.mark.parametrize("wrong, word", [
+    (dict(mode="all"), "both+"), (dict(combination="harmonic"), "arithmetic"), (dict(targets=("onset",)), "ioi"), (dict(viewpoints=("cpitch", "chord")), "cpintfref"),
+    (dict(viewpoints=("dur",)), "dur"), (dict(viewpoints=("cpitch",), targets=("cpitch", "dur")), "'dur'"), (dict(viewpoints=()), "viewpoint"), (dict(viewpoints=("cpint*",)), "known")])
+def test_unknown_names_of_the_model_are_told(wrong, word):
+    with pytest.raises(ValueError, match=word.replace("+", r"\+")): ExpectationModel(**wrong)
+
+def test_empty_corpora_and_impossible_folds():
+    with pytest.raises(ValueError, match="no melodies"): ExpectationModel().fit([])
+    for folds in (1, 4):
+        with pytest.raises(ValueError, match=f"3 melodies.*{folds} folds"): ExpectationModel().fit(CORPUS).cross_validate(folds)
+
+def test_an_alphabet_of_one_and_combinations_of_nothing():
+    assert ExpectationModel().fit([tune([60, 60])]).information_content(tune([60, 60, 60])).ic.tolist() == [0, 0, 0]
+    assert np.allclose(combine(np.full((2, 3, 4), np.nan), 2, "arithmetic"), .25)
+
+
+# melodies
+
+def test_bad_melodies_say_what_and_where():
+    with pytest.raises(ValueError, match="'nothing' has no notes"): Melody([], [], [], name="nothing")
+    with pytest.raises(ValueError, match=r"bar 2, beat 1.5 pitch 67 begins while pitch 64"): Melody([0, 1, 5.5, 5.5], [1]*4, [60, 62, 64, 67], bar=4., pickup=1.)
+    with pytest.raises(ValueError, match="2.5 quarters from the beginning"): Melody([0, 2, 2.5], [1, 2, 1], [60, 62, 64])
+    with pytest.raises(ValueError, match="12"): Melody([0], [1], [60], tonic=12)
+    with pytest.raises(ValueError, match="not finite"): Melody([0, math.inf], [1, 1], [60, 61])
+    with pytest.raises(ValueError, match="polyphonic"): Melody([1, 0], [1, 1], [60, 61])
+
+def test_unknown_viewpoints_list_the_known():
+    for name in ("pitch", "cpint*pitch", ("cpint", "pitch"), ""):
+        with pytest.raises(ValueError, match="known: cpitch, cpint, contour, cpintfref, ioi"): viewpoint(name)
+    assert viewpoint(("cpint", "ioi")).name == "cpint*ioi" and viewpoint("cpint*ioi").basics == {"cpitch", "ioi"}
+
+def test_viewpoints():
+    melody = tune([60, 64, 62, 62, 71], [1, .5, .5, 2, 1], tonic=7)
+    assert view_melody(melody, viewpoint("cpint")) == [None, 4, -2, 0, 9] and view_melody(melody, viewpoint("contour")) == [None, 1, -1, 0, 1]
+    assert view_melody(melody, viewpoint("cpintfref")) == [5, 9, 7, 7, 4] and view_melody(melody, viewpoint("ioi")) == [None, 1, .5, .5, 2]
+    assert view_melody(melody, viewpoint("dur")) == [1, .5, .5, 2, 1] and view_melody(melody, viewpoint("ioi-ratio")) == [None, None, .5, 1, 4]
+    assert view_melody(melody, viewpoint("dur-ratio")) == [None, .5, 1, 4, .5] and view_melody(melody, viewpoint("cpint*ioi"))[:2] == [None, (4, 1.)]
+    assert set(view_melody(replace(melody, tonic=None), viewpoint("cpintfref*dur"))) == {None}
+
+def test_triplets_are_one_symbol():
+    melody = Melody(np.arange(12)/3, np.full(12, 1/3), range(60, 72))
+    assert set(view_melody(melody, viewpoint("ioi"))[1:]) == {to_ticks(1/3).item()} == set(view_melody(melody, viewpoint("dur")))
+
+def test_the_key_of_a_scale():
+    for shift in range(12): assert estimate_tonic(tune(np.array([60, 62, 64, 65, 67, 69, 71, 72]) + shift, [2, 1, 1, 1, 1, 1, 1, 2])) == shift
+
+def midi(path, *tracks, key=None, metre=None, tempo=120):
+    import symusic
+    score = symusic.Score(480)
+    score.tempos.append(symusic.Tempo(0, qpm=tempo))
+    if key is not None: score.key_signatures.append(symusic.KeySignature(0, *key))
+    if metre: score.time_signatures.append(symusic.TimeSignature(0, *metre))
+    for notes in tracks:
+        score.tracks.append(symusic.Track("t", 0, False))
+        for onset, duration, pitch in notes: score.tracks[-1].notes.append(symusic.Note(round(480*onset), round(480*duration), pitch, 90))
+    score.dump_midi(path)
+    return path
+
+LINE = [(0, 1.05, 69), (1, .5, 71), (1.5, .5, 72), (2, 2, 76)]
+
+def test_midi_there_and_its_troubles(tmp_path):
+    melody = read_melody(midi(tmp_path/"a.mid", LINE, key=(0, 1), metre=(3, 4), tempo=90))
+    assert melody.pitches.tolist() == [69, 71, 72, 76] and melody.durations.tolist() == [1, .5, .5, 2] and melody.tonic == 9 and melody.bar == 3
+    assert np.abs(melody.times - np.array([0, 1, 1.5, 2])*60/90).max() < 1e-5 and melody.name == "a"
+    with pytest.raises(ValueError, match="no notes"): read_midi(midi(tmp_path/"b.mid"))
+    with pytest.raises(ValueError, match=r"bar 2, beat 1"): read_midi(midi(tmp_path/"c.mid", [*LINE, (3, 1, 60), (3, 1, 64)], metre=(3, 4)))
+    two = midi(tmp_path/"d.mid", LINE, LINE[:2])
+    with pytest.raises(ValueError, match=r"0 \('t', 4 notes\), 1 \('t', 2 notes\)"): read_midi(two)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"): read_midi(two, track=2)
+    assert len(read_midi(two, track=1)) == 2
+    assert read_midi(midi(tmp_path/"e.mid", [(0, 1, 60), (0, 1, 64), (1, 1, 62)]), highest=True).pitches.tolist() == [64, 62]
+    with pytest.raises(ValueError, match="unknown kind"): read_melody(midi(tmp_path/"f.mid", LINE).rename(tmp_path/"f.txt"))
+    with pytest.raises(ValueError, match="no such file"): read_melody(tmp_path/"none.mid")
+
+KERN = "**kern\n*k[f#]\n*G:\n*M3/4\n=1-\n4d\n=2\n4g\n4a\n[4b\n=3\n4b]\n8a\n8g\n4r\n==\n*-\n"
+
+def test_kern_there_and_its_troubles(tmp_path):
+    (tmp_path/"a.krn").write_text(KERN)
+    melody = read_melody(tmp_path/"a.krn")
+    assert melody.pitches.tolist() == [62, 67, 69, 71, 69, 67] and melody.durations.tolist() == [1, 1, 1, 2, .5, .5] and melody.tonic == 7 and melody.bar == 3
+    (tmp_path/"b.krn").write_text(KERN.replace("4g\n", "4g 4dd\n"))
+    with pytest.raises(ValueError, match="polyphonic: at bar"): read_score(tmp_path/"b.krn")
+    (tmp_path/"c.krn").write_text("**kern\t**kern\n*M2/4\t*M2/4\n=1\t=1\n4c\t4e\n4d\t4f\n==\t==\n*-\t*-\n")
+    with pytest.raises(ValueError, match="several parts"): read_score(tmp_path/"c.krn")
+    assert len(read_score(tmp_path/"c.krn", part=1)) == 2
+    (tmp_path/"d.krn").write_text("**kern\n*M2/4\n=1\n2r\n==\n*-\n")
+    with pytest.raises(ValueError, match="no notes"): read_score(tmp_path/"d.krn")
+
+def test_musicxml(tmp_path):
+    from music21 import converter
+    (tmp_path/"a.krn").write_text(KERN)
+    with warnings.catch_warnings(action="ignore"): converter.parse(tmp_path/"a.krn").write("musicxml", tmp_path/"a.musicxml")
+    a, b = read_melody(tmp_path/"a.krn"), read_melody(tmp_path/"a.musicxml")
+    assert a.pitches.tolist() == b.pitches.tolist() and np.array_equal(a.onsets, b.onsets) and a.tonic == b.tonic
+
+IDYOM = """dataset.id melody.id note.id melody.name vertint12 bioi deltast cpitch barlength mode keysig dur onset cpitch.information.content probability information.content entropy information.gain 
+7 1 1 "chor 001" NA 0 0 73 96 0 3 24 0 4.169925 0.05555555 4.169925 4.1699247 NA 
+7 1 2 "chor 001" NA 24 0 73 96 0 3 12 24 1.4329593 0.3703704 1.4329593 3.5245435 0.40041083 
+7 2 1 "chor-002" NA 0 0 62 96 9 -1 24 0 4.169925 0.05555555 4.169925 NIL NA 
+"""
+
+def test_tables_of_idyom(tmp_path):
+    path = tmp_path/"idyom.dat"
+    path.write_text(IDYOM)
+    (one, values), (two, others) = read_idyom(path)
+    assert one.name == "chor 001" and one.tonic == 9 and one.bar == 4 and one.onsets.tolist() == [0, 1] and one.durations.tolist() == [1, .5] and two.tonic == 2
+    assert values["information.content"].tolist() == [4.169925, 1.4329593] and np.isnan(values["vertint12"]).all() and np.isnan(others["entropy"]).all()
+    path.write_text(IDYOM.replace(" cpitch ", " pitch "))
+    with pytest.raises(ValueError, match="no column cpitch"): read_idyom(path)
+    path.write_text(IDYOM.replace("0.40041083 ", ""))
+    with pytest.raises(ValueError, match="line 3: 17 values for 18 columns"): read_idyom(path)
+    for text in ("", IDYOM.splitlines()[0] + "\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="no column|no notes"): read_idyom(path)
+
+def test_the_corpus_parts_pieces_like_the_scores():
+    from latentalign.scores import load_scores, split_pieces
+    assert {m.name for m in corpus_melodies("test")} == {p["name"] for p in split_pieces(load_scores(), "test")}
+    with pytest.raises(ValueError, match="train, valid, test"): corpus_melodies("all")
+
+
+# notes and frames, and whether curves agree
+
+def test_notes_find_their_frames():
+    ends = .2 + .1*np.arange(10)
+    index = onset_frames([0., .1, .15, .2, .55, .58, 1.05, 1.2], ends)
+    assert index.tolist() == [-1, 0, 0, 1, 4, 4, 9, -1] and onset_frames([.55], ends, .06).tolist() == [5]
+    assert notes_to_frames(np.arange(1, 9), index, 10).tolist() == [5, 4, 0, 0, 11, 0, 0, 0, 0, 7]
+    with pytest.raises(ValueError, match="evenly"): onset_frames([0.], [0., .1, .3])
+    with pytest.raises(ValueError, match="known: sum, max"): notes_to_frames([1.], np.array([0]), 2, "median")
+
+def test_a_late_encoder_is_found_out():
+    for late in (0, 333, -100):
+        assert abs(encoder_delay(lambda wave: np.square(np.roll(wave, late).reshape(-1, 512)).sum(1)[None], 512, 512) - late) <= 32
+    with pytest.raises(ValueError, match="does not hear"): encoder_delay(lambda wave: np.zeros((4, 24)), 512, 512)
+
+def test_correlations():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 50))
+    assert ranks(np.array([3., 1, 4, 1])).tolist() == [2, .5, 3, .5]
+    assert correlation(x, y, "pearson") == pytest.approx(np.corrcoef(x, y)[0, 1]) and correlation(x, np.exp(x)) == pytest.approx(1)
+    r = np.corrcoef([x, y, x + y])
+    partial = (r[0, 1] - r[0, 2]*r[1, 2])/math.sqrt((1 - r[0, 2]**2)*(1 - r[1, 2]**2))
+    assert correlation(x, y, "pearson", (x + y)[:, None]) == pytest.approx(partial)
+    x[3] = np.nan
+    assert correlation(x, y, "pearson") == pytest.approx(np.corrcoef(np.delete(x, 3), np.delete(y, 3))[0, 1])
+    with pytest.raises(ValueError, match="spearman, pearson"): correlation(x, y, "kendall")
+
+def test_agreement_over_pieces():
+    rng = np.random.default_rng(0)
+    pieces = [(x, x + rng.standard_normal(40), rng.standard_normal((40, 2))) for x in rng.standard_normal((8, 40))]
+    found = agreement(pieces, draws=100)
+    assert isinstance(found, Agreement) and found.low < found.pooled < found.high and found.notes == 320 and len(found.pieces) == 8
+    assert found.pooled == pytest.approx(correlation(*(np.concatenate(p) for p in list(zip(*pieces))[:2]), "spearman", np.concatenate([p[2] for p in pieces])))
+    assert np.isnan(agreement(pieces[:1]).low)
+    with pytest.raises(ValueError, match="no pieces"): agreement([])
+
+def test_tables_of_surprisal(tmp_path):
+    path = tmp_path/"a.csv"
+    path.write_text("Time,IC_0.0,IC_0.3\n0.1,1.5,\n0.2,nan,2\n")
+    ends, ic = read_ic_table(path)
+    assert ends.tolist() == [.1, .2] and list(ic) == [0., .3] and np.isnan(ic[0.][1]) and ic[.3][1] == 2
+    for text, word in (("", "not Time"), ("Time,x\n1,2\n", "not Time"), ("Time,IC_0.0\n1\n", "lengths"), ("Time,IC_0.0\n1,a\n", "numbers")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=word): read_ic_table(path)
+
+def test_loudness():
+    wave = np.concatenate([np.full(1000, .1), np.ones(1000)])
+    assert np.allclose(onset_loudness(wave, 1000, [0, .99, 1, 1.999], .01), [-20, -20, 0, 0], atol=1e-6) and np.isnan(onset_loudness(wave, 1000, [-.5, 3])).all()
