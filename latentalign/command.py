@@ -389,7 +389,8 @@ def add_evaluate(
     "The command `evaluate`: the report of a model, as `nbs/evaluate.ipynb` makes it, and its tables."
     def run(options):
         from latentalign.comparison import linearity_table, noise_table
-        from latentalign.reports import evaluate, protocol_named, report_path, write_report
+        from latentalign.protocols import protocol_named
+        from latentalign.reports import evaluate, report_path, write_report
         out, protocol = report_path(options.checkpoint, options.out), protocol_named(options.protocol, options.changes)
         if out.exists() and not options.overwrite: print(f"{out} is there already (--overwrite makes it again)", file=sys.stderr); return 0
         model = load_model(options.checkpoint, options.device)

@@ -15,9 +15,10 @@ import matplotlib.pyplot as plt
 from latentalign import Autoencoder
 from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, against, draw_bars, draw_kept, draw_noise, draw_separation,
                                     half_kept, kept, linearity_table, noise_table, open_runs)
-from latentalign.reports import (PROTOCOLS, Adapted, Chunked, Protocol, batches, evaluate, protocol_named, read_report, report_path,
-                                 share_headroom, sound_scores, summarise, under_protocol, unit_of, write_report)
 from latentalign.evaluation import Coded
+from latentalign.protocols import PROTOCOLS, SCORE_NAMES, Adapted, Chunked, Protocol, protocol_named, under_protocol
+from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, share_headroom, sound_scores, summarise, unit_of,
+                                 write_report)
 from latentalign.test_sets import Clip, ClipSet, open_test_set
 
 FEW = Protocol(clips=3, seconds=1., snrs=(math.inf, 1., 0.), scores=("mss", "si_sdr"), embeddings=())
@@ -97,9 +98,8 @@ def test_musdb_excerpts_and_whole_tracks(musdb):
 def test_bad_tracks_are_named(musdb, name, change, words, seconds):
     path = musdb/f"test/b/{name}.wav"
     write(path, change(soundfile.read(path)[0].T))
-    clips = open_test_set(f"musdb18-hq:{musdb}", 8000, 0, seconds)
-    clips.load(0)
-    with pytest.raises(ValueError, match=words): clips.load(1)
+    if name != "bass": open_test_set(f"musdb18-hq:{musdb}", 8000, 0, seconds).load(0)    # headers are looked at first, sound when its turn comes
+    with pytest.raises(ValueError, match=words): open_test_set(f"musdb18-hq:{musdb}", 8000, 0, seconds).load(1)
 
 
 def test_tracks_of_different_rates_and_silent_ones_are_refused(musdb):
@@ -141,6 +141,7 @@ def test_negative_sizes():
 # protocols
 
 def test_the_papers_protocols():
+    assert SCORE_NAMES == {*SCORES, "pitch"}
     lin = PROTOCOLS["lin-cae"]
     assert (lin.seconds, lin.chunk, lin.overlap, lin.halves, lin.embeddings) == (0, 2, .5, True, ("clap",))
     assert PROTOCOLS["pa-audioic"].snrs == (math.inf, 4, 1) and PROTOCOLS["quick"].snrs == (math.inf, 16, 4, 1, .25, 0)
