@@ -8,7 +8,7 @@ __all__ = ['SCORE_NAMES', 'PROTOCOLS', 'UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT
            'audible_visqol', 'sound_scores', 'set_distances', 'check_counts', 'Findings', 'share_headroom', 'picture',
            'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
 
-# %% ../nbs/75_reports.ipynb #bc7e0933
+# %% ../nbs/75_reports.ipynb #36d9fb64
 import json
 import math
 import time
@@ -30,7 +30,7 @@ from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
 from .train import parse_changes
 from .training import environment
 
-# %% ../nbs/75_reports.ipynb #6ea180ff
+# %% ../nbs/75_reports.ipynb #07b9bc00
 SCORE_NAMES = {'mss', 'snr', 'si_sdr', 'envelope', 'visqol', 'pitch'}  # what a reconstruction can be given
 
 
@@ -70,7 +70,7 @@ def protocol_named(
     "A protocol with some changes; raises `ValueError` for unknown names, that lists the known ones, and for values that cannot be."
     return change_config(preset(name, PROTOCOLS), parse_changes(changes))
 
-# %% ../nbs/75_reports.ipynb #d31f057c
+# %% ../nbs/75_reports.ipynb #abc4d37e
 class Chunked:
     "A model that codes chunks of a fixed length, each by itself: (clips, samples) ↔ (clips, chunks, channels, frames)."
     def __init__(self,
@@ -106,7 +106,7 @@ class Chunked:
             out[:, k * self.hop:k * self.hop + self.size] += chunk
         return out[:, :length]
 
-# %% ../nbs/75_reports.ipynb #b4e3f4db
+# %% ../nbs/75_reports.ipynb #169f0377
 class Adapted:
     "An autoencoder of this package with the settings of its coding."
     def __init__(self,
@@ -134,7 +134,7 @@ def under_protocol(
     elif protocol.steps != 1: raise ValueError(f"denoising steps are known of this package's models only, and the protocol asks for {protocol.steps}")
     return Chunked(model, protocol.chunk, protocol.overlap) if protocol.chunk else model
 
-# %% ../nbs/75_reports.ipynb #2afb205e
+# %% ../nbs/75_reports.ipynb #a449ab38
 UNITS = {  # what a name ends in → (unit, whether higher is better)
     'si_sdr': ('dB', True), 'snr': ('dB', True), 'mss': ('nepers', False), 'error': ('relative', False), 'envelope': ('dB', False),
     'visqol': ('MOS-LQO', True), 'pitch': ('part of the frames', True), 'fad': ('', False), 'kad': ('', False),
@@ -162,7 +162,7 @@ def summarise(
     return {'mean': float(np.mean(finite)) if finite else None, 'interval': interval, 'n': len(finite), 'unit': unit,
             'higher_is_better': higher, 'values': [v if math.isfinite(v) else None for v in values]}
 
-# %% ../nbs/75_reports.ipynb #3337d7eb
+# %% ../nbs/75_reports.ipynb #f6e6f253
 def batches(
     clips: ClipSet, # a test set
     size: int = 8,  # clips, at most
@@ -175,7 +175,7 @@ def batches(
         held.append(clip)
     yield together(clips.count - len(held))
 
-# %% ../nbs/75_reports.ipynb #6b4b6944
+# %% ../nbs/75_reports.ipynb #026bf040
 def pitch_retention(
     estimate: torch.Tensor,   # (clips, samples)
     reference: torch.Tensor,  # (clips, samples)
@@ -218,7 +218,7 @@ def sound_scores(
     if 'pitch' in names and len(coded.stems) == 1: found['pitch'] = pitch_retention(estimate, coded.mixture, notes, rate)
     return found
 
-# %% ../nbs/75_reports.ipynb #b82d9db1
+# %% ../nbs/75_reports.ipynb #86d0d87b
 def set_distances(
     vectors: dict,    # label of a ratio, or 'original' → (rows, dimensions) of each clip
     label: str,       # of the ratio
@@ -245,7 +245,7 @@ def check_counts(
         if protocol.embeddings and count < MIN_CLIPS:
             raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
 
-# %% ../nbs/75_reports.ipynb #4e838f99
+# %% ../nbs/75_reports.ipynb #c22d0e62
 FIGURE_SETS = ('linearity', 'latent', 'noise')
 
 
@@ -305,7 +305,7 @@ def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())
 
-# %% ../nbs/75_reports.ipynb #5d481535
+# %% ../nbs/75_reports.ipynb #67db0353
 def share_headroom(
     sounds: list,      # waves of any lengths
     peak: float = .98, # that none exceeds
@@ -314,7 +314,7 @@ def share_headroom(
     loudest = max(float(sound.abs().max()) for sound in sounds)
     return [sound * min(1., peak / max(loudest, 1e-9)) for sound in sounds]
 
-# %% ../nbs/75_reports.ipynb #447c6976
+# %% ../nbs/75_reports.ipynb #46b3b962
 def picture(
     wave: torch.Tensor, # (samples,)
     sample_rate: int,   # Hz
@@ -334,7 +334,7 @@ def separation_example(
     return {'clip': clip.name, 'seconds': coded.mixture.shape[-1] / model.sample_rate, 'mixture': show(coded.mixture),
             'stems': {name: {'separated': show(found), 'autoencoded': show(aim)} for name, (found, aim) in pairs.items()}}
 
-# %% ../nbs/75_reports.ipynb #01081769
+# %% ../nbs/75_reports.ipynb #40de1efb
 REPORT_VERSION = 1  # raised when an entry changes its meaning
 
 
@@ -376,7 +376,7 @@ def evaluate(
               'seconds': time.perf_counter() - start, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
-# %% ../nbs/75_reports.ipynb #f4e2f4e1
+# %% ../nbs/75_reports.ipynb #6728cbd8
 def report_path(
     checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
     out: str = '',   # *.json; '': evaluation.json in the run folder, or in a folder of the name in runs
