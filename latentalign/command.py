@@ -7,8 +7,8 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'fingerprint', 'Latents', 'save_latents', 'load_latents', 'encode_file', 'decode_latents', 'at_least',
            'add_manner', 'add_files', 'add_encode', 'add_decoding', 'add_sound', 'run_sound', 'add_decode',
            'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract',
-           'describe_model', 'describe_latents', 'add_info', 'noise_levels', 'load_surprisal', 'cuda_is_available',
-           'run_surprisal', 'add_surprisal', 'main']
+           'describe_model', 'describe_latents', 'add_info', 'noise_levels', 'load_surprisal', 'run_surprisal',
+           'add_surprisal', 'main']
 
 # %% ../nbs/90_command_line.ipynb #55953c4d
 import argparse
@@ -395,7 +395,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #6e6c7786
+# %% ../nbs/90_command_line.ipynb #ca1b00c8
 def noise_levels(
     text: str, # numbers with commas
 )->tuple: # floats in [0, 1)
@@ -409,21 +409,16 @@ def load_surprisal(
     options, # with model, autoencoder and device
 ): # a Surprisal on the device
     "Load a surprisal model; raises `ValueError` for one that cannot be found and for a foreign autoencoder."
+    import torch
     from latentalign import Surprisal
     if not options.model: raise ValueError("which surprisal model? give --model: a run folder (make surprisal), a Hub id (owner/name) or public:NAME[=FILE]")
     if options.model.startswith('public:'):
         public, _, file = options.model.removeprefix('public:').partition('=')
         model = Surprisal.from_public(public, file or None)
     else: model = Surprisal.from_pretrained(options.model, options.autoencoder)
-    return model.to(options.device or ('cuda' if cuda_is_available() else 'cpu'))
+    return model.to(options.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
-
-def cuda_is_available()->bool: # whether torch can use a GPU
-    "Whether torch can use a GPU."
-    import torch
-    return torch.cuda.is_available()
-
-
+# %% ../nbs/90_command_line.ipynb #21bb59bd
 def run_surprisal(
     options, # of the command
 )->int: # exit status
@@ -443,7 +438,7 @@ def run_surprisal(
         return work
     return run_files(plan_files(options.inputs, AUDIO_SUFFIXES, options.out, '.csv'), prepare, options.overwrite)
 
-
+# %% ../nbs/90_command_line.ipynb #dff2a801
 def add_surprisal(
     parser, # to be filled in
 )->None:
