@@ -27,7 +27,7 @@ env: $(READY)  ## make .venv with everything pinned in constraints.txt (several 
 $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@.ci/python .venv
 	@echo "Installing the pinned packages into .venv: several GB, some minutes."
-	$(INSTALL) -e ".[all,dev]" music2latent
+	$(INSTALL) -e ".[all,dev]" music2latent x-transformers
 	@# linear-cae asks for numpy < 2 and works with 2: without its metadata `pip check` stays true of all the rest
 	$(INSTALL) --no-deps --force-reinstall linear-cae
 	@rm -rf .venv/lib/python*/site-packages/linear_cae-*.dist-info

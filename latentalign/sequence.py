@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['SEQUENCE_PRESETS', 'PUBLISHED_NAMES', 'PUBLISHED_LAYERS', 'SequenceConfig', 'rotation', 'rotate', 'Attention',
            'FeedForward', 'GaussianPart', 'Listener', 'FlowLayer', 'VelocityNetwork', 'centred', 'normalise',
-           'push_layer', 'FrameVelocity', 'SequenceModel', 'rename_published', 'convert_sequence']
+           'push_layer', 'LevelWeights', 'level_weights', 'FrameVelocity', 'SequenceModel', 'rename_published',
+           'convert_sequence']
 
-# %% ../nbs/78_sequence.ipynb #8242ef72
+# %% ../nbs/78_sequence.ipynb #142db391
 import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch import nn
 
 from .flow import MixtureFlow, Velocity, flow_time, mix
 
-# %% ../nbs/78_sequence.ipynb #6b91f61d
+# %% ../nbs/78_sequence.ipynb #96e0c8d9
 @dataclass(frozen=True)
 class SequenceConfig:
     "Sizes of listener and velocity network; raises `ValueError` for sizes that do not fit together."
@@ -45,14 +47,14 @@ class SequenceConfig:
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.context < 2: raise ValueError(f"a context has 2 frames or more, got {self.context}")
 
-# %% ../nbs/78_sequence.ipynb #d974ca89
+# %% ../nbs/78_sequence.ipynb #c4f4f581
 SEQUENCE_PRESETS = {
     'paper': SequenceConfig(),
     'small': SequenceConfig(depth=6, flow_depth=6, frequency=2., context=1024, precondition=True),
     'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, frequency=2., context=512, precondition=True),
 }
 
-# %% ../nbs/78_sequence.ipynb #2f953cbf
+# %% ../nbs/78_sequence.ipynb #ddccea4f
 def rotation(
     frames: int,  # positions 0 … frames − 1
     width: int,   # channels that are turned, even
@@ -73,7 +75,7 @@ def rotate(
     pairs = torch.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
     return torch.cat([torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype), x[..., width:]], -1)
 
-# %% ../nbs/78_sequence.ipynb #ec1c436c
+# %% ../nbs/78_sequence.ipynb #ba04cd9b
 class Attention(nn.Module):
     "Residual causal self-attention, (batch, frames, width) → the same."
     def __init__(self,
@@ -107,7 +109,7 @@ class FeedForward(nn.Module):
         "(batch, frames, width) → the same."
         return x + self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
 
-# %% ../nbs/78_sequence.ipynb #3f7de055
+# %% ../nbs/78_sequence.ipynb #02125220
 class GaussianPart(nn.Module):
     "The field of a Gaussian with the data's mean and covariance, and the units in which it is trivial."
     def __init__(self,
@@ -133,7 +135,7 @@ class GaussianPart(nn.Module):
         "Clean frames (..., channels) → the same along the axes, of unit variance."
         return (frames - self.mean) @ self.axes / self.variances.sqrt()
 
-# %% ../nbs/78_sequence.ipynb #f9fc581c
+# %% ../nbs/78_sequence.ipynb #382eec00
 class Listener(nn.Module):
     "Latent frames (batch, frames, channels) → states (batch, frames, width); state i knows frames 0 … i."
     def __init__(self,
@@ -154,7 +156,7 @@ class Listener(nn.Module):
         for attend, feed in zip(self.attention, self.feed_forward): x = feed(attend(x, turns))
         return self.norm(x)
 
-# %% ../nbs/78_sequence.ipynb #61091430
+# %% ../nbs/78_sequence.ipynb #d0b31417
 class FlowLayer(nn.Module):
     "Residual gated layer whose normalisation is scaled by the noise level, (..., width) → the same."
     def __init__(self,
@@ -173,7 +175,7 @@ class FlowLayer(nn.Module):
         gate, value = self.inner(normal).chunk(2, -1)
         return x + self.outer(F.silu(gate) * value)
 
-# %% ../nbs/78_sequence.ipynb #9b7a5735
+# %% ../nbs/78_sequence.ipynb #47e24bbb
 class VelocityNetwork(nn.Module):
     "Direction of the noise, (..., channels), for noisy frames, noise levels and states."
     def __init__(self,
@@ -215,7 +217,7 @@ class VelocityNetwork(nn.Module):
         away = (x - (1 - noise_level)[..., None] * part.mean) @ part.axes
         return (slope * away - spread * self.answer(away / unit, noise_level, state)) @ part.axes.T - part.mean
 
-# %% ../nbs/78_sequence.ipynb #3ff9ff88
+# %% ../nbs/78_sequence.ipynb #17f886e0
 def centred(
     weight: torch.Tensor, # (out, width), applied to normalised input
     scale: torch.Tensor,  # (width,), multiplied onto that input
@@ -252,7 +254,34 @@ def push_layer(
     tangents.flatten(0, 1).addmm_(d.flatten(0, 1), outer.T)
     return torch.addmm(h, s * gate * value, outer.T)
 
-# %% ../nbs/78_sequence.ipynb #ef4f2a0c
+# %% ../nbs/78_sequence.ipynb #5b00304b
+class LevelWeights(NamedTuple):
+    "The velocity network on one level, with all that depends on the level multiplied in."
+    before: torch.Tensor # (points, width), what the first layer has before it reads x
+    read: torch.Tensor   # (width, channels), how it reads x
+    layers: list         # (inner, outer) of each layer, for `push_layer`
+    out: tuple           # weight (channels, width) and bias (channels,) of the last layer
+    slope: torch.Tensor  # (channels, channels), symmetric, of the Gaussian part; zero without one
+
+
+def level_weights(
+    network: VelocityNetwork, # in evaluation mode
+    known: torch.Tensor,      # (points, width), from `read_state`
+    noise_level: float,       # in [0, 1]
+)->LevelWeights: # on this level
+    "Multiply scales and units into the weights."
+    s = torch.tensor(noise_level).to(known)
+    e, read, channels = network.embedding(s), network.read.weight[:, :network.channels], network.channels
+    layers = [(centred(l.inner.weight, 1 + l.scale(e)), l.outer.weight) for l in network.layers]
+    out, bias = centred(-network.out.weight, 1 + network.out_scale(e)), -network.out(network.out_shift(e))
+    if not network.gaussian: return LevelWeights(known, read, layers, (out, bias), read.new_zeros(channels, channels))
+    part = network.gaussian
+    slopes, unit, spread = part.at(s)
+    to, back, mean = part.axes / unit, part.axes * spread, (1 - s) * part.mean
+    read, slope = read @ to.T, part.axes * slopes @ part.axes.T
+    return LevelWeights(known - read @ mean, read, layers, (back @ out, back @ bias - mean @ slope - part.mean), slope)
+
+# %% ../nbs/78_sequence.ipynb #c68808e8
 class FrameVelocity(Velocity):
     "The velocity network with its states read in: a field over the frames that come after them. Keeps no gradients."
     rows = 1024  # tangents carried at a time, so that they stay in the cache
@@ -265,20 +294,9 @@ class FrameVelocity(Velocity):
         self.network, self.known, self.level = network, network.read_state(state), None
 
     def prepare(self, noise_level):
-        "Everything that depends on the level alone, computed once for it."
-        if self.level != noise_level:
-            net, s = self.network, torch.tensor(noise_level).to(self.known)
-            e, read = net.embedding(s), net.read.weight[:, :net.channels]
-            self.layers = [(centred(l.inner.weight, 1 + l.scale(e)), l.outer.weight) for l in net.layers]
-            out, bias = centred(-net.out.weight, 1 + net.out_scale(e)), -net.out(net.out_shift(e))
-            slope, shift, before = read.new_zeros(net.channels, net.channels), read.new_zeros(net.channels), self.known
-            if part := net.gaussian:
-                slopes, unit, spread = part.at(s)
-                to, back, mean = part.axes / unit, part.axes * spread, (1 - s) * part.mean
-                read, out, bias, slope = read @ to.T, back @ out, back @ bias, part.axes * slopes @ part.axes.T
-                shift, before = -mean @ slope - part.mean, self.known - read @ mean
-            self.level, self.before, self.read, self.slope, self.out = noise_level, before, read, slope, (out, bias + shift)
-        return self
+        "The `LevelWeights` of a level, computed once as long as the level stays."
+        if self.level != noise_level: self.level, self.weights = noise_level, level_weights(self.network, self.known, noise_level)
+        return self.weights
 
     @torch.no_grad()
     def __call__(self, x, noise_level):
@@ -307,7 +325,7 @@ class FrameVelocity(Velocity):
         "Axes of the Gaussian part, (channels, channels), or None without one."
         return self.network.gaussian.axes if self.network.gaussian else None
 
-# %% ../nbs/78_sequence.ipynb #e4646f68
+# %% ../nbs/78_sequence.ipynb #f509297c
 class SequenceModel(nn.Module):
     "Listener and velocity network."
     def __init__(self,
@@ -327,7 +345,7 @@ class SequenceModel(nn.Module):
             parts.append(seen[:, context - step:])
         return torch.cat(parts, 1)
 
-# %% ../nbs/78_sequence.ipynb #32904c9d
+# %% ../nbs/78_sequence.ipynb #1725dc88
 PUBLISHED_NAMES = [  # regular expression → replacement, for what is under `backbone.` and `diff_mlp.`
     (r'^backbone\.project_in\.', 'listener.read.'), (r'^backbone\.attn_layers\.final_norm\.gamma$', 'listener.norm.weight'),
     (r'^diff_mlp\.time_emb\.freqs$', 'velocity.frequencies'), (r'^diff_mlp\.emb_proj\.', 'velocity.embed.'),
@@ -340,7 +358,7 @@ PUBLISHED_LAYERS = {'0.0.gamma': 'norm.weight', '1.to_q.weight': 'query.weight',
                     '1.to_out.weight': 'out.weight', '1.ff.0.0.weight': 'expand.weight', '1.ff.0.0.bias': 'expand.bias',
                     '1.ff.2.weight': 'contract.weight', '1.ff.2.bias': 'contract.bias'}
 
-
+# %% ../nbs/78_sequence.ipynb #f1420cbd
 def rename_published(
     name: str, # in the published file
 )->str: # here; unknown names come back as they are

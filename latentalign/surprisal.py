@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOISINGS', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 'by_flow', 'MonteCarlo', 'frame_nll',
-           'open_autoencoder', 'SurprisalModel', 'check_scale', 'Surprisal', 'read_published', 'public_surprisal',
-           'write_curves', 'draw_curves', 'plot_curves']
+           'open_autoencoder', 'SurprisalModel', 'check_scale', 'LatentSurprisal', 'Surprisal', 'read_published',
+           'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../nbs/82_surprisal.ipynb #6f7f4085
+# %% ../nbs/82_surprisal.ipynb #45604260
 import csv
 import io
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from .sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceM
 from .storage import SavedModel, atomic_write, load_pickled_weights, load_strictly
 from .windows import frame_piece
 
-# %% ../nbs/82_surprisal.ipynb #fd758bef
+# %% ../nbs/82_surprisal.ipynb #fcca7b50
 @dataclass(frozen=True)
 class SurprisalConfig:
     "Everything that must be known to use the weights of a surprisal model; raises `ValueError` for settings that cannot be."
@@ -42,7 +42,7 @@ class SurprisalConfig:
         if self.pool < 1: raise ValueError(f"pool must be 1 or above, got {self.pool}")
         if not self.scale > 0: raise ValueError(f"scale must be above 0, got {self.scale}")
 
-# %% ../nbs/82_surprisal.ipynb #0f37b841
+# %% ../nbs/82_surprisal.ipynb #ce828f66
 def by_expectation(frames, noise_level, follow):
     "Mean of the noise process, of what is heard and of what is scored, (frames, channels) and (frames − 1, channels)."
     noised = expected_mix(frames, noise_level)
@@ -71,7 +71,7 @@ class MonteCarlo:
 
 NOISINGS = {'expectation': by_expectation, 'monte_carlo': MonteCarlo(), 'flow': by_flow}
 
-# %% ../nbs/82_surprisal.ipynb #82055b43
+# %% ../nbs/82_surprisal.ipynb #8ae1541f
 @torch.no_grad()
 def frame_nll(
     model: SequenceModel,          # in evaluation mode
@@ -89,14 +89,14 @@ def frame_nll(
     parts = [path_nll(FrameVelocity(model.velocity, states[c]), scored[c].contiguous(), noise_level, likelihood, numbers[c]) for c in cuts]
     return Likelihood(*(torch.cat(values) for values in zip(*parts)))
 
-# %% ../nbs/82_surprisal.ipynb #0384f107
+# %% ../nbs/82_surprisal.ipynb #581a378a
 def open_autoencoder(
     name: str, # a folder, a bundled name, a Hub id, or public:NAME
 )->Autoencoder: # in evaluation mode
     "Load an autoencoder by the name that a surprisal model keeps; raises `ValueError` if there is none."
     return Autoencoder.from_public(name.removeprefix('public:')) if name.startswith('public:') else Autoencoder.from_pretrained(name)
 
-# %% ../nbs/82_surprisal.ipynb #97b27318
+# %% ../nbs/82_surprisal.ipynb #ec5d9184
 class SurprisalModel(SavedModel):
     "A sequence model with the autoencoder whose latents it knows."
     config_class = SurprisalConfig
@@ -138,7 +138,7 @@ class SurprisalModel(SavedModel):
         except ValueError as error: raise ValueError(f"{name} needs its autoencoder {str(given)!r} (autoencoder=… names another place): {error}") from error
         return model.attach(found, any_autoencoder)
 
-# %% ../nbs/82_surprisal.ipynb #0db74d0e
+# %% ../nbs/82_surprisal.ipynb #ecbdd730
 def check_scale(
     frames: torch.Tensor, # (frames, channels), divided by the scale of the training
 )->None:
@@ -146,25 +146,21 @@ def check_scale(
     deviation = float(frames.square().mean().sqrt())
     if not .2 <= deviation <= 5: raise ValueError(f"these latents are of another scale: their deviation is {deviation:.3g} times that of the training; give them as `encode` returns them")
 
-
-class Surprisal(SurprisalModel):
-    "Information content of sound or latents, in nats per frame."
+# %% ../nbs/82_surprisal.ipynb #de8165db
+class LatentSurprisal(SurprisalModel):
+    "Information content of latents."
 
     @property
     def frame_samples(self)->int: # at the autoencoder's rate
         "Samples of a frame."
         return self.autoencoder.frame_length * self.config.pool
 
-    def times(self,
-        frames: int, # how many
-    )->np.ndarray: # (frames,), seconds from the beginning of the sound
-        "The end of each frame."
+    def times(self, frames):
+        "The ends of so many frames, (frames,), in seconds from the beginning of the sound."
         return np.arange(1, frames + 1) * self.frame_samples / self.autoencoder.sample_rate
 
-    def frames(self,
-        wave: torch.Tensor, # (samples,) at the autoencoder's rate
-    )->torch.Tensor: # (frames, channels), of unit deviation, on the model's device
-        "Latents as the sequence model has them."
+    def frames(self, wave):
+        "Sound (samples,) at the autoencoder's rate → frames (frames, channels) of unit deviation, on the model's device."
         z = heard_latents(self.autoencoder, wave, self.config.pool) if self.config.heard else self.autoencoder.encode(wave)
         return pool_latents(z, self.config.pool).T.contiguous().to(self.sequence.velocity.out.weight) / self.config.scale
 
@@ -194,6 +190,17 @@ class Surprisal(SurprisalModel):
         out = torch.stack([self.score(item, levels, noising, likelihood, bits) for item in frames]).reshape(*x.shape[:-2], len(levels), -1).float()
         return out if torch.is_tensor(z) else out.numpy()
 
+# %% ../nbs/82_surprisal.ipynb #fd5bb8c1
+class Surprisal(LatentSurprisal):
+    "Information content of sound or latents, in nats per frame."
+
+    def frame_count(self,
+        samples: int, # at the autoencoder's rate
+    )->int: # frames
+        "How many frames a sound has; raises `ValueError` if it is too short for one latent."
+        config = self.autoencoder.config
+        return frame_piece(samples, config.transform, config.network.frames_per_latent, config.window is not None).frames // self.config.pool
+
     def forward(self,
         wave,                      # (..., samples), numpy or torch, floating point, full scale ±1
         sample_rate: float = None, # Hz; None: the autoencoder's
@@ -206,20 +213,19 @@ class Surprisal(SurprisalModel):
         "IC of sound, channel by channel; raises `ValueError` for waves that cannot be encoded or are shorter than two frames, and levels outside [0, 1)."
         levels, span, rate = check_noise_levels(noise_levels), preset(silence, SILENCES), self.autoencoder.sample_rate
         x = resample(check_wave(wave), rate if sample_rate is None else sample_rate, rate).cpu()
-        config, step = self.autoencoder.config, self.frame_samples
-        total = frame_piece(x.shape[-1], config.transform, config.network.frames_per_latent, config.window is not None).frames // self.config.pool
-        if total < 2: raise ValueError(f"{x.shape[-1]} samples are too short: two frames of {step} samples at {rate} Hz are needed")
+        total = self.frame_count(x.shape[-1])
+        if total < 2: raise ValueError(f"{x.shape[-1]} samples are too short: two frames of {self.frame_samples} samples at {rate} Hz are needed")
         out = torch.full((x[..., 0].numel(), len(levels), total), torch.nan)
         for item, sound in zip(out, x.reshape(-1, x.shape[-1])):
             if (found := span(sound, rate)) is None: continue
-            first = found[0] // step
-            if found[1] - first * step < 2 * step: continue  # a click: nothing to predict
-            ic = self.score(self.frames(sound[first * step:found[1]]), levels, noising, likelihood, bits)
+            first = found[0] // self.frame_samples
+            if found[1] - first * self.frame_samples < 2 * self.frame_samples: continue  # a click: nothing to predict
+            ic = self.score(self.frames(sound[first * self.frame_samples:found[1]]), levels, noising, likelihood, bits)
             item[:, first:first + ic.shape[1]] = ic
         out = out.reshape(*x.shape[:-1], len(levels), total)
         return out if torch.is_tensor(wave) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #5ead1101
+# %% ../nbs/82_surprisal.ipynb #ef347d35
 PUBLIC_SURPRISAL = {'pa-audioic': ('CPJKU/pa-audioic', 'pa_rectflow.pt', 'CC BY-NC 4.0')}  # repository, file, licence
 
 
@@ -238,7 +244,7 @@ def read_published(
     config = SequenceConfig(width=layers['dim'], depth=layers['depth'], heads=layers['heads'], dropout=float(layers.get('ff_dropout', 0.)), context=data['max_seq_length'])
     return config, weights
 
-
+# %% ../nbs/82_surprisal.ipynb #da4638ef
 def public_surprisal(
     name: str,                       # one of PUBLIC_SURPRISAL
     file=None,                       # the published file, or a folder that holds it; None: from the Hub
@@ -262,7 +268,7 @@ def public_surprisal(
 
 Surprisal.from_public = staticmethod(public_surprisal)
 
-# %% ../nbs/82_surprisal.ipynb #7c669548
+# %% ../nbs/82_surprisal.ipynb #dbd46aa5
 def write_curves(
     path,          # file to be written, *.csv
     times,         # (frames,), seconds
@@ -294,7 +300,7 @@ def draw_curves(
     for s, curve in zip(noise_levels, np.asarray(ic)): axes[1].plot(times, curve - np.nanmean(curve) if np.isfinite(curve).any() else curve, label=f'level {s}', lw=1)
     axes[1].set(xlabel='time in s', ylabel=f'IC less its mean\n({unit} per frame)', xlim=(0, seconds)); axes[1].legend(fontsize=7, ncols=5)
 
-# %% ../nbs/82_surprisal.ipynb #be4442ab
+# %% ../nbs/82_surprisal.ipynb #8040d559
 def plot_curves(
     path, # file to be written, *.png
     wave, sample_rate, times, ic, noise_levels, unit, # as for `draw_curves`

@@ -6,7 +6,7 @@
 __all__ = ['SURPRISAL_RECIPES', 'SurprisalObjective', 'averaged', 'SurprisalRecipe', 'sound_of', 'cached_frames', 'FrameCrops',
            'SurprisalOptions', 'train_surprisal', 'held_out_nll', 'gaussian_nll', 'mixture_nll', 'autoregression_nll']
 
-# %% ../nbs/84_surprisal_training.ipynb #23e259bb
+# %% ../nbs/84_surprisal_training.ipynb #f9281c7b
 import copy
 import json
 import math
@@ -30,7 +30,7 @@ from .storage import atomic_write, load_weights, save_weights
 from .surprisal import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
 from .training import RunState, TrainConfig, fit
 
-# %% ../nbs/84_surprisal_training.ipynb #821c9794
+# %% ../nbs/84_surprisal_training.ipynb #483bd725
 class SurprisalObjective(torch.nn.Module):
     "Flow matching of next frames, (batch, frames, channels) → scalar loss."
     def __init__(self,
@@ -53,7 +53,7 @@ class SurprisalObjective(torch.nn.Module):
         velocity = self.model.velocity(mix(target, noise, levels[..., None]), levels, states)
         return flow_loss(velocity, target, noise).mean()
 
-# %% ../nbs/84_surprisal_training.ipynb #e491e93a
+# %% ../nbs/84_surprisal_training.ipynb #1b0ddc3c
 def averaged(
     state: RunState, # of a training with a SurprisalObjective
 )->SequenceModel: # a copy, in evaluation mode
@@ -62,7 +62,7 @@ def averaged(
     model.load_state_dict({k.removeprefix('model.'): v for k, v in state.average.state_dict(state.objective).items()})
     return model
 
-# %% ../nbs/84_surprisal_training.ipynb #2aea8f1e
+# %% ../nbs/84_surprisal_training.ipynb #1036aa2f
 @dataclass(frozen=True)
 class SurprisalRecipe:
     "Everything that a training needs besides data and autoencoder."
@@ -83,11 +83,11 @@ SURPRISAL_RECIPES = {
     'small': SurprisalRecipe(SEQUENCE_PRESETS['small'], TrainConfig(
         steps=20_000, batch_size=32, learning_rate=5e-4, warmup=500, average=.999, precision='bf16'), crop=256),
     'tiny': SurprisalRecipe(SEQUENCE_PRESETS['tiny'], TrainConfig(
-        steps=700, batch_size=4, learning_rate=2e-3, final_learning_rate=2e-5, warmup=30, average=.99, average_every=1,
+        steps=1000, batch_size=4, learning_rate=2e-3, final_learning_rate=2e-5, warmup=30, average=.99, average_every=1,
         workers=0, log_every=10, checkpoint_every=100), pool=8, crop=256, pieces=200, seconds=24.),
 }
 
-# %% ../nbs/84_surprisal_training.ipynb #6dbb19a9
+# %% ../nbs/84_surprisal_training.ipynb #ff818dc5
 def sound_of(
     data: str,        # 'melodies', or what `open_source` opens
     seconds: float,   # of a piece, at most
@@ -101,7 +101,7 @@ def sound_of(
     scores = RenderedScores(split, sample_rate=sample_rate, seed=seed)
     return lambda r: torch.from_numpy(scores.melody(r).mixture[:samples])
 
-
+# %% ../nbs/84_surprisal_training.ipynb #237e3e3c
 def cached_frames(
     autoencoder: Autoencoder, # whose latents
     recipe: SurprisalRecipe,  # how many pieces, how long, how pooled
@@ -130,7 +130,7 @@ def cached_frames(
         out += [kept[str(r)] for r in numbers]
     return out
 
-
+# %% ../nbs/84_surprisal_training.ipynb #df55a101
 class FrameCrops(Dataset):
     "Random crops of pieces; crop i depends on `seed` and i alone; raises `ValueError` if every piece is shorter than a crop."
     def __init__(self,
@@ -150,7 +150,7 @@ class FrameCrops(Dataset):
         start = place - (int(self.ends[k - 1]) if k else 0)
         return self.pieces[k][start:start + self.crop]
 
-# %% ../nbs/84_surprisal_training.ipynb #3251b7be
+# %% ../nbs/84_surprisal_training.ipynb #1d8567df
 @dataclass(frozen=True)
 class SurprisalOptions:
     "What a user chooses; raises `ValueError` that lists the known presets."
@@ -180,7 +180,7 @@ class SurprisalOptions:
         train = replace(recipe.train, seed=self.seed, **chosen, **({} if on_gpu else {'precision': 'no', 'compile': False}))
         return replace(recipe, train=train, heard=self.heard, pool=self.pool or recipe.pool)
 
-# %% ../nbs/84_surprisal_training.ipynb #11adf105
+# %% ../nbs/84_surprisal_training.ipynb #8212d69c
 def train_surprisal(
     options: SurprisalOptions, # what is trained, on what, where
     on_log=None,               # called with (log records, RunState) after each log record
@@ -206,7 +206,7 @@ def train_surprisal(
     finished.save_pretrained(out)
     return out
 
-# %% ../nbs/84_surprisal_training.ipynb #d3d72377
+# %% ../nbs/84_surprisal_training.ipynb #9f3be139
 def held_out_nll(
     model: SequenceModel,    # in evaluation mode
     pieces: list,            # (frames, channels) each, of unit deviation
@@ -227,7 +227,7 @@ def gaussian_nll(
     root = torch.linalg.cholesky(covariance.double())
     return torch.linalg.solve_triangular(root, away.T, upper=False).square().sum(0) / 2 + root.diagonal().log().sum() + d / 2 * math.log(2 * math.pi)
 
-
+# %% ../nbs/84_surprisal_training.ipynb #d9cb4cd0
 def mixture_nll(
     train: torch.Tensor,  # (count, channels), fitted by expectation–maximisation
     frames: torch.Tensor, # (frames, channels)
@@ -246,7 +246,7 @@ def mixture_nll(
         covariances = torch.stack([(train - m).T @ ((train - m) * r[:, None]) / n + ridge for m, r, n in zip(means, share, total)])
     return -logs(frames).logsumexp(0)
 
-
+# %% ../nbs/84_surprisal_training.ipynb #16733c8a
 def autoregression_nll(
     train: list,  # (frames, channels) each
     pieces: list, # (frames, channels) each

@@ -123,11 +123,11 @@ def mixture(channels, components, seed=0):
 @pytest.mark.parametrize('noise_level', [0., .1, .3, .5, .7, .9, .99])
 def test_gaussian_density_is_met_to_a_ten_thousandth(noise_level):
     flow, g = mixture(8, 1), torch.Generator().manual_seed(1)
-    x = (1 - noise_level) * flow.sample(8, g) + noise_level * torch.randn(8, 8, generator=g, **DOUBLE)
+    x = (1 - noise_level) * flow.sample(3, g) + noise_level * torch.randn(3, 8, generator=g, **DOUBLE)
     mean, c = (1 - noise_level) * flow.means[0], (1 - noise_level) ** 2 * flow.covariances[0] + noise_level ** 2 * torch.eye(8, **DOUBLE)
     true = -torch.distributions.MultivariateNormal(mean, c).log_prob(x)
-    assert (path_nll(flow, x, noise_level, LikelihoodConfig(nodes=16, steps=2, probes=0)).nll - true).abs().max() < 1e-4
-    assert (stepped_nll(flow, x, noise_level, 200, 'rk4') - true).abs().max() < 1e-4
+    assert (path_nll(flow, x, noise_level, LikelihoodConfig(nodes=16, probes=0, method='butcher6')).nll - true).abs().max() < 1e-4
+    assert (stepped_nll(flow, x, noise_level, 40, 'butcher6') - true).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize('method', INTEGRATORS)
@@ -145,7 +145,8 @@ def test_probes_have_the_exact_trace_as_their_mean(kind):
     _, exact = exact_divergence(flow, x, .2)
     _, estimates = probe_divergence(flow, x, .2, PROBES[kind]((4000, 3, 4), g).double())
     assert ((estimates.mean(0) - exact).abs() < 4 * estimates.std(0) / 4000 ** .5 + 1e-9).all()
-    assert torch.allclose((PROBES[kind]((4000, 1, 4), g)[:, 0].T @ PROBES[kind]((4000, 1, 4), g)[:, 0] / 4000), torch.zeros(4, 4), atol=.1)
+    v = PROBES[kind]((4000, 1, 4), g)[:, 0]
+    assert torch.allclose(v.T @ v / 4000, torch.eye(4), atol=.15)
 
 
 def test_the_plain_procedure_is_euler_with_probes():
