@@ -1,6 +1,5 @@
 # Each target stands alone: it makes .venv first if that is missing or out of date.
 VARIANT ?= lin
-AUTOENCODER ?= m2l-tiny
 ARGS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -15,7 +14,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env train surprisal test lab export readme clean
+.PHONY: help env train test lab export readme clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -40,11 +39,6 @@ train: $(READY)  ## train nbs/train.ipynb: make train [VARIANT=lin] [ARGS="-p st
 	@mkdir -p runs/$(VARIANT)
 	$(BIN)/papermill nbs/train.ipynb runs/$(VARIANT)/train.ipynb -p variant $(VARIANT) $(ARGS) \
 		--no-progress-bar --stdout-file - --stderr-file -
-
-surprisal: $(READY)  ## train nbs/train_surprisal.ipynb: make surprisal [AUTOENCODER=runs/align] [ARGS="-p steps 100"]; results in runs/surprisal-NAME
-	@mkdir -p runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))
-	$(BIN)/papermill nbs/train_surprisal.ipynb runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))/train.ipynb \
-		-p autoencoder $(AUTOENCODER) $(ARGS) --no-progress-bar --stdout-file - --stderr-file -
 
 # both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time
 test: $(READY)  ## run every notebook in nbs, then the tests in tests

@@ -7,10 +7,9 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'fingerprint', 'Latents', 'save_latents', 'load_latents', 'encode_file', 'decode_latents', 'at_least',
            'add_manner', 'add_files', 'add_encode', 'add_decoding', 'add_sound', 'run_sound', 'add_decode',
            'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract',
-           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'noise_levels', 'load_surprisal',
-           'cuda_is_available', 'run_surprisal', 'add_surprisal', 'main']
+           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'main']
 
-# %% ../nbs/90_command_line.ipynb #1487f980
+# %% ../nbs/90_command_line.ipynb #af78992b
 import argparse
 import json
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/90_command_line.ipynb #bb28d4b4
+# %% ../nbs/90_command_line.ipynb #796b9d12
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -37,7 +36,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/90_command_line.ipynb #9f220f0b
+# %% ../nbs/90_command_line.ipynb #36e5d345
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -55,7 +54,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/90_command_line.ipynb #c3e792d9
+# %% ../nbs/90_command_line.ipynb #c9b71f88
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -77,7 +76,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/90_command_line.ipynb #b124f9fb
+# %% ../nbs/90_command_line.ipynb #b30c4dfc
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -98,7 +97,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/90_command_line.ipynb #05a21016
+# %% ../nbs/90_command_line.ipynb #36208e64
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -106,7 +105,7 @@ def fingerprint(
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
-# %% ../nbs/90_command_line.ipynb #db883b0a
+# %% ../nbs/90_command_line.ipynb #e48d90e1
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -119,7 +118,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/90_command_line.ipynb #119dec18
+# %% ../nbs/90_command_line.ipynb #83b4d6af
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -131,7 +130,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/90_command_line.ipynb #74b10bfc
+# %% ../nbs/90_command_line.ipynb #81998580
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -147,7 +146,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/90_command_line.ipynb #c4dcd092
+# %% ../nbs/90_command_line.ipynb #934faf14
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -165,7 +164,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/90_command_line.ipynb #ade10e61
+# %% ../nbs/90_command_line.ipynb #9a054ee6
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -181,7 +180,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/90_command_line.ipynb #81b7b10b
+# %% ../nbs/90_command_line.ipynb #1fee7bd0
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -213,7 +212,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help=MODEL_HELP)
     add_manner(parser)
 
-# %% ../nbs/90_command_line.ipynb #5b909a04
+# %% ../nbs/90_command_line.ipynb #95972f9a
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -228,7 +227,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #6a02c7c9
+# %% ../nbs/90_command_line.ipynb #711172ad
 def add_decoding(
     parser, # to be filled in
 )->None:
@@ -261,7 +260,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #4edb1a95
+# %% ../nbs/90_command_line.ipynb #4d1a2080
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -280,7 +279,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #4bf20a02
+# %% ../nbs/90_command_line.ipynb #8e55e901
 def combine_latents(
     sounds: list, # of `Latents`
     gains: list,  # one for each
@@ -297,7 +296,7 @@ def combine_latents(
     if len(set(channels) - {1}) > 1: raise ValueError(f"the sounds differ in their number of channels: {', '.join(map(str, channels))}")
     return Latents(sum(g * s.z for g, s in zip(gains, sounds)), first.samples, first.sample_rate, first.model)
 
-# %% ../nbs/90_command_line.ipynb #2f580db8
+# %% ../nbs/90_command_line.ipynb #5d556f92
 def sound_latents(
     model,      # an Autoencoder
     mark: str,  # its fingerprint
@@ -329,7 +328,7 @@ def run_mix(
     print(f"{out} written", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_command_line.ipynb #447cd65c
+# %% ../nbs/90_command_line.ipynb #36335263
 def add_result(
     parser, # to be filled in
 )->None:
@@ -358,7 +357,7 @@ def add_subtract(
     add_result(parser)
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
-# %% ../nbs/90_command_line.ipynb #512c6f99
+# %% ../nbs/90_command_line.ipynb #f25a62eb
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -382,7 +381,7 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/90_command_line.ipynb #5bccd9d0
+# %% ../nbs/90_command_line.ipynb #a3c53854
 def add_evaluate(
     parser, # to be filled in
 )->None:
@@ -411,7 +410,7 @@ def add_evaluate(
     add_manner(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #4be0a297
+# %% ../nbs/90_command_line.ipynb #25e0c4fb
 def add_info(
     parser, # to be filled in
 )->None:
@@ -424,70 +423,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #4c586cc2
-def noise_levels(
-    text: str, # numbers with commas
-)->tuple: # floats in [0, 1)
-    "A type for argparse: noise levels."
-    from latentalign.flow import check_noise_levels
-    try: return check_noise_levels([float(part) for part in text.split(',')])
-    except ValueError as error: raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def load_surprisal(
-    options, # with model, autoencoder and device
-): # a Surprisal on the device
-    "Load a surprisal model; raises `ValueError` for one that cannot be found and for a foreign autoencoder."
-    from latentalign import Surprisal
-    if not options.model: raise ValueError("which surprisal model? give --model: a run folder (make surprisal), a Hub id (owner/name) or public:NAME[=FILE]")
-    if options.model.startswith('public:'):
-        public, _, file = options.model.removeprefix('public:').partition('=')
-        model = Surprisal.from_public(public, file or None)
-    else: model = Surprisal.from_pretrained(options.model, options.autoencoder)
-    return model.to(options.device or ('cuda' if cuda_is_available() else 'cpu'))
-
-
-def cuda_is_available()->bool: # whether torch can use a GPU
-    "Whether torch can use a GPU."
-    import torch
-    return torch.cuda.is_available()
-
-
-def run_surprisal(
-    options, # of the command
-)->int: # exit status
-    "Write a table of information content, and a plot if wanted, for every input."
-    from latentalign.audio import AUDIO_SUFFIXES
-    def prepare():
-        from latentalign.audio import read_audio
-        from latentalign.likelihood import EXACT, LikelihoodConfig
-        from latentalign.surprisal import plot_curves, write_curves
-        model, levels, unit = load_surprisal(options), options.noise_levels, 'bits' if options.bits else 'nats'
-        def work(source, target):
-            wave, rate = read_audio(source, mono=True)
-            ic = model(wave[0], rate, levels, options.noising, options.silence, EXACT if options.exact else LikelihoodConfig(), options.bits)
-            times = model.times(ic.shape[1])
-            if options.plot: plot_curves(target.with_suffix('.png'), wave[0], rate, times, ic, levels, unit)
-            write_curves(target, times, ic, levels)
-        return work
-    return run_files(plan_files(options.inputs, AUDIO_SUFFIXES, options.out, '.csv'), prepare, options.overwrite)
-
-
-def add_surprisal(
-    parser, # to be filled in
-)->None:
-    "The command `surprisal`: one table per sound."
-    add_files(parser, 'sounds')
-    parser.add_argument('--noise-levels', type=noise_levels, default=(0.,), metavar='S,S,…', help="numbers in [0, 1), 0 = clean (0)")
-    parser.add_argument('--autoencoder', metavar='NAME', help="another place of the autoencoder that the model was trained with")
-    parser.add_argument('--noising', choices=('expectation', 'monte_carlo', 'flow'), default='expectation', help="how fine structure is taken away (expectation)")
-    parser.add_argument('--silence', choices=('music', 'voice', 'none'), default='music', help="what is cut at both ends: low level, no voice, nothing (music)")
-    parser.add_argument('--exact', action='store_true', help="no probe noise on the curves; takes several times as long")
-    parser.add_argument('--bits', action='store_true', help="bits per frame instead of nats")
-    parser.add_argument('--plot', action='store_true', help="also draw the curves under the spectrogram, as a PNG beside the table")
-    parser.set_defaults(run=run_surprisal)
-
-# %% ../nbs/90_command_line.ipynb #e0fdb501
+# %% ../nbs/90_command_line.ipynb #7327bf60
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),
@@ -495,7 +431,6 @@ COMMANDS = {  # name → (module, one line); the module has a function add_NAME(
     'mix': ('command', "the sound of a weighted sum of latents"),
     'subtract': ('command', "the sound of a latent without some others"),
     'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
-    'surprisal': ('command', "how surprising each tenth of a second of a sound is, one table each"),
     'info': ('command', "what a model or a latent file is"),
 }
 
