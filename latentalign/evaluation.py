@@ -7,7 +7,7 @@ __all__ = ['Coded', 'relative_error', 'sound_distances', 'per_clip', 'encoder_ho
            'encoder_additivity', 'decoder_additivity', 'separate', 'separation', 'clip_gains', 'linearity_values',
            'linearity', 'latent_spectrum', 'effective_rank', 'noisy_latents']
 
-# %% ../nbs/74_evaluation.ipynb #ce8dc656
+# %% ../nbs/74_evaluation.ipynb #713dce0f
 import math
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from .metrics import mss_error, si_sdr_score, snr_score
 from .protocols import GAINS
 from .test_sets import check_stems, level_per_clip
 
-# %% ../nbs/74_evaluation.ipynb #043e104b
+# %% ../nbs/74_evaluation.ipynb #3f0b7fd7
 class Coded:
     "Clips in stems with their latents and what these sound like, each computed when it is first asked for."
     def __init__(self,
@@ -52,7 +52,7 @@ class Coded:
         "The autoencoded mixtures."
         return self.decode(self.z)
 
-# %% ../nbs/74_evaluation.ipynb #8f8085e4
+# %% ../nbs/74_evaluation.ipynb #508d97c3
 def relative_error(
     estimate: torch.Tensor,   # (clips, ...)
     reference: torch.Tensor,  # (clips, ...), the same shape
@@ -71,7 +71,7 @@ def sound_distances(
     "The two distances between sounds."
     return {'mss': mss_error(estimate, reference, sample_rate), 'snr': snr_score(estimate, reference)}
 
-# %% ../nbs/74_evaluation.ipynb #5a8adadb
+# %% ../nbs/74_evaluation.ipynb #407c14e1
 def per_clip(
     gains: torch.Tensor,  # (clips,)
     x: torch.Tensor,      # (clips, ...), waves or latents
@@ -96,7 +96,7 @@ def decoder_homogeneity(
     "How far the sound of the scaled latent is from the scaled sound of the latent."
     return sound_distances(coded.decode(per_clip(gains, coded.z)), per_clip(gains, coded.sound), coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #b8f3f15e
+# %% ../nbs/74_evaluation.ipynb #a55d27bf
 def encoder_additivity(
     coded: Coded, # clips in stems
 )->torch.Tensor: # (clips,), relative error, lower is better
@@ -110,7 +110,7 @@ def decoder_additivity(
     "How far the sound of the summed latents is from the autoencoded mixture."
     return sound_distances(coded.decode(sum(coded.stem_z.values())), coded.sound, coded.model.sample_rate)
 
-# %% ../nbs/74_evaluation.ipynb #23cf3679
+# %% ../nbs/74_evaluation.ipynb #2f9e2da9
 @torch.no_grad()
 def separate(
     coded: Coded, # clips in stems
@@ -132,7 +132,7 @@ def separation(
     found = {'mss': mss_error(estimate, reference, coded.model.sample_rate), 'si_sdr': si_sdr_score(estimate, reference)}
     return {metric: value.masked_fill(silent, math.nan) for metric, value in found.items()}
 
-# %% ../nbs/74_evaluation.ipynb #16f8adde
+# %% ../nbs/74_evaluation.ipynb #eb7cc2ca
 def clip_gains(
     wave: torch.Tensor,     # (clips, samples), full scale ±1
     seed: int = 0,          # clip i's gain depends on seed and i
@@ -144,7 +144,7 @@ def clip_gains(
     drawn = torch.tensor([np.random.default_rng((seed, first + i)).uniform(low, high) for i in range(len(wave))], dtype=torch.float32)
     return drawn.minimum(1 / wave.abs().amax(-1).cpu().clamp(min=1e-6)).clamp(min=low)
 
-# %% ../nbs/74_evaluation.ipynb #a79ad58e
+# %% ../nbs/74_evaluation.ipynb #f0fc7c5b
 def linearity_values(
     coded: Coded,         # clips
     gains: torch.Tensor,  # (clips,), for the mixtures
@@ -167,7 +167,7 @@ def linearity(
     coded = Coded(model, check_stems(stems))
     return {name: float(values.nanmean()) for name, values in linearity_values(coded, clip_gains(coded.mixture, seed)).items()}
 
-# %% ../nbs/74_evaluation.ipynb #0c4039e1
+# %% ../nbs/74_evaluation.ipynb #05d3e529
 def latent_spectrum(
     z: torch.Tensor, # (..., channels, frames)
 )->torch.Tensor: # (channels,), float64, falling, sums to 1
@@ -184,7 +184,7 @@ def effective_rank(
     "The number of directions that a spectrum amounts to."
     return math.exp(-torch.special.xlogy(spectrum, spectrum).sum())
 
-# %% ../nbs/74_evaluation.ipynb #6dc95ef2
+# %% ../nbs/74_evaluation.ipynb #d2aacefd
 def noisy_latents(
     z: torch.Tensor,  # (clips, ...)
     snr: float,       # ratio of powers, latent to noise, above 0; infinite: no noise

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAINS', 'SCORE_NAMES', 'PROTOCOLS', 'Protocol', 'protocol_named', 'Chunked', 'Adapted', 'under_protocol']
 
-# %% ../nbs/73_protocols.ipynb #58bd5d53
+# %% ../nbs/73_protocols.ipynb #2fdfc4f3
 import math
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from .network import preset
 from .storage import change_config
 from .train import parse_changes
 
-# %% ../nbs/73_protocols.ipynb #f392eed7
+# %% ../nbs/73_protocols.ipynb #e597b28b
 GAINS = (.05, 3.)  # range of random gains: that of Lin-CAE's training, without what it rounds to zero
 SCORE_NAMES = {'mss', 'snr', 'si_sdr', 'envelope', 'visqol', 'pitch'}  # what a reconstruction can be given
 
@@ -57,7 +57,7 @@ def protocol_named(
     "A protocol with some changes; raises `ValueError` for unknown names, that lists the known ones, and for values that cannot be."
     return change_config(preset(name, PROTOCOLS), parse_changes(changes))
 
-# %% ../nbs/73_protocols.ipynb #52a8f018
+# %% ../nbs/73_protocols.ipynb #0a6e8022
 class Chunked:
     "A model that codes chunks of a fixed length, each by itself: (clips, samples) ↔ (clips, chunks, channels, frames)."
     def __init__(self,
@@ -93,7 +93,7 @@ class Chunked:
             out[:, k * self.hop:k * self.hop + self.size] += chunk
         return out[:, :length]
 
-# %% ../nbs/73_protocols.ipynb #80796a3e
+# %% ../nbs/73_protocols.ipynb #cc764629
 class Adapted:
     "An autoencoder of this package with the settings of its coding."
     def __init__(self,

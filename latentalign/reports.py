@@ -7,7 +7,7 @@ __all__ = ['UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT_VERSION', 'unit_of', 'summa
            'audible_visqol', 'sound_scores', 'set_distances', 'check_counts', 'Findings', 'share_headroom', 'picture',
            'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
 
-# %% ../nbs/75_reports.ipynb #6f9f6626
+# %% ../nbs/75_reports.ipynb #7deb4336
 import json
 import math
 import time
@@ -27,7 +27,7 @@ from .storage import atomic_write
 from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
 from .training import environment
 
-# %% ../nbs/75_reports.ipynb #f8207351
+# %% ../nbs/75_reports.ipynb #7e2b8d42
 UNITS = {  # what a name ends in → (unit, whether higher is better)
     'si_sdr': ('dB', True), 'snr': ('dB', True), 'mss': ('nepers', False), 'error': ('relative', False), 'envelope': ('dB', False),
     'visqol': ('MOS-LQO', True), 'pitch': ('part of the frames', True), 'fad': ('', False), 'kad': ('', False),
@@ -55,7 +55,7 @@ def summarise(
     return {'mean': float(np.mean(finite)) if finite else None, 'interval': interval, 'n': len(finite), 'unit': unit,
             'higher_is_better': higher, 'values': [v if math.isfinite(v) else None for v in values]}
 
-# %% ../nbs/75_reports.ipynb #b854f96f
+# %% ../nbs/75_reports.ipynb #616d5c57
 def batches(
     clips: ClipSet, # a test set
     size: int = 8,  # clips, at most
@@ -68,7 +68,7 @@ def batches(
         held.append(clip)
     yield together(clips.count - len(held))
 
-# %% ../nbs/75_reports.ipynb #e95736c9
+# %% ../nbs/75_reports.ipynb #a681d77c
 def pitch_retention(
     estimate: torch.Tensor,   # (clips, samples)
     reference: torch.Tensor,  # (clips, samples)
@@ -111,7 +111,7 @@ def sound_scores(
     if 'pitch' in names and len(coded.stems) == 1: found['pitch'] = pitch_retention(estimate, coded.mixture, notes, rate)
     return found
 
-# %% ../nbs/75_reports.ipynb #a68e0de5
+# %% ../nbs/75_reports.ipynb #51795d3c
 def set_distances(
     vectors: dict,    # label of a ratio, or 'original' → (rows, dimensions) of each clip
     label: str,       # of the ratio
@@ -138,7 +138,7 @@ def check_counts(
         if protocol.embeddings and count < MIN_CLIPS:
             raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
 
-# %% ../nbs/75_reports.ipynb #8dbc6480
+# %% ../nbs/75_reports.ipynb #6f2d91aa
 FIGURE_SETS = ('linearity', 'latent', 'noise')
 
 
@@ -198,7 +198,7 @@ def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())
 
-# %% ../nbs/75_reports.ipynb #27ed57e1
+# %% ../nbs/75_reports.ipynb #4c7c1624
 def share_headroom(
     sounds: list,      # waves of any lengths
     peak: float = .98, # that none exceeds
@@ -207,7 +207,7 @@ def share_headroom(
     loudest = max(float(sound.abs().max()) for sound in sounds)
     return [sound * min(1., peak / max(loudest, 1e-9)) for sound in sounds]
 
-# %% ../nbs/75_reports.ipynb #053a849f
+# %% ../nbs/75_reports.ipynb #09027a49
 def picture(
     wave: torch.Tensor, # (samples,)
     sample_rate: int,   # Hz
@@ -227,7 +227,7 @@ def separation_example(
     return {'clip': clip.name, 'seconds': coded.mixture.shape[-1] / model.sample_rate, 'mixture': show(coded.mixture),
             'stems': {name: {'separated': show(found), 'autoencoded': show(aim)} for name, (found, aim) in pairs.items()}}
 
-# %% ../nbs/75_reports.ipynb #06270572
+# %% ../nbs/75_reports.ipynb #07f8fa7e
 REPORT_VERSION = 1  # raised when an entry changes its meaning
 
 
@@ -269,7 +269,7 @@ def evaluate(
               'seconds': time.perf_counter() - start, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
-# %% ../nbs/75_reports.ipynb #942cab04
+# %% ../nbs/75_reports.ipynb #1f6c00ec
 def report_path(
     checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
     out: str = '',   # *.json; '': evaluation.json in the run folder, or in a folder of the name in runs

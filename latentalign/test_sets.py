@@ -6,7 +6,7 @@
 __all__ = ['level_per_clip', 'check_stems', 'Clip', 'ClipSet', 'rendered_set', 'melody_set', 'check_files', 'read_stems',
            'track_set', 'open_test_set']
 
-# %% ../nbs/65_test_sets.ipynb #7fd013ed
+# %% ../nbs/65_test_sets.ipynb #dd93e025
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .audio_files import MIN_LEVEL_DB, crop_at, level_db
 from .datasets import LAYOUTS, layout_items, stem_tracks
 from .scores import RenderedScores
 
-# %% ../nbs/65_test_sets.ipynb #713be582
+# %% ../nbs/65_test_sets.ipynb #04496f15
 def level_per_clip(
     wave: torch.Tensor, # (clips, samples)
 )->torch.Tensor: # (clips,), dB, -inf for silence
@@ -49,7 +49,7 @@ def check_stems(
     if (worst := float(over.max())) > tolerance_db: raise ValueError(f"the stems do not add up to the mixture: what is left over lies at {worst:.1f} dB against it, allowed are {tolerance_db:g} dB")
     return checked
 
-# %% ../nbs/65_test_sets.ipynb #45d713e1
+# %% ../nbs/65_test_sets.ipynb #7ca739c2
 @dataclass(frozen=True)
 class Clip:
     "A sound to measure a model on."
@@ -70,7 +70,7 @@ class ClipSet:
         "The clips, one after the other."
         return map(self.load, range(self.count))
 
-# %% ../nbs/65_test_sets.ipynb #a8f71e3a
+# %% ../nbs/65_test_sets.ipynb #bdbf801b
 def rendered_set(
     sample_rate: int,    # Hz
     clips: int = 48,     # how many
@@ -106,13 +106,15 @@ def melody_set(
         return Clip(f'{made.piece}, melody {i}', {'vocals': wave}, notes)
     return ClipSet('melodies', load, clips, 'notes')
 
-# %% ../nbs/65_test_sets.ipynb #74b8dd6b
+# %% ../nbs/65_test_sets.ipynb #ff26637e
 def check_files(
     name: str,   # of the track, for the message
     paths: list, # its files
 )->None:
-    "Raise `ValueError` if the files of a track differ in length or sample rate."
-    sizes = {Path(p).name: (soundfile.info(str(p)).frames, soundfile.info(str(p)).samplerate) for p in paths}
+    "Raise `ValueError` if files of a track cannot be read or differ in length or sample rate; a single file is not looked at."
+    if len(paths) < 2: return
+    try: sizes = {Path(p).name: (soundfile.info(str(p)).frames, soundfile.info(str(p)).samplerate) for p in paths}
+    except (soundfile.SoundFileError, OSError) as error: raise ValueError(f"{name}: {error}") from error
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the files of {name} do not fit together: " + ', '.join(f"{file} has {frames} samples at {rate} Hz" for file, (frames, rate) in sizes.items()))
 
@@ -140,22 +142,23 @@ def track_set(
     seconds: float,     # of each; 0: the whole track, once
     seed: int,          # of the places
 )->ClipSet: # in stems where the first track has several
-    "Clips of tracks on the disk; loading one raises `ValueError` if its files differ in length or rate, or do not add up."
+    "Clips of tracks on the disk; raises `ValueError` if the files of one differ in length or rate, and loading one if its stems do not add up."
     samples, count = round(seconds * sample_rate), clips or len(tracks)
     if not samples: count = min(count, len(tracks))
     chosen = [tracks[k * len(tracks) // count] for k in range(count)] if count <= len(tracks) else [tracks[k % len(tracks)] for k in range(count)]
+    chosen = [(track, paths | ({} if mixture is None else {'mixture': (mixture,)})) for track, paths, mixture in chosen]
+    for track, paths in chosen: check_files(track, [f for files in paths.values() for f in files])
     def load(i):
-        track, paths, mixture = chosen[i]
-        paths = paths | ({} if mixture is None else {'mixture': (mixture,)})
-        check_files(track, [f for files in paths.values() for f in files])
+        track, paths = chosen[i]
         waves = read_stems(paths, samples, sample_rate, np.random.default_rng((seed, i)))
         whole = waves.pop('mixture', None)
+        if not any(v.any() for v in waves.values()): raise ValueError(f"{track}: nothing but silence")
         try: check_stems({k: v[None] for k, v in waves.items() if v.any()}, None if whole is None else whole[None])
         except ValueError as error: raise ValueError(f"{track}: {error}") from error
         return Clip(track, waves)
     return ClipSet(name, load, count, 'stems' if len(tracks[0][1]) > 1 else 'sounds')
 
-# %% ../nbs/65_test_sets.ipynb #9eabd515
+# %% ../nbs/65_test_sets.ipynb #2bebdf65
 def open_test_set(
     data: str,          # 'scores', 'melodies', FOLDER or LAYOUT:FOLDER
     sample_rate: int,   # of the model, Hz
