@@ -7,7 +7,7 @@ __all__ = ['PAPER_LINEARITY', 'PAPER_NOISE', 'RATIOS', 'TITLES', 'SCORE_TITLES',
            'is_certain', 'shown', 'markdown_table', 'ratio_title', 'figure_title', 'table_figures', 'linearity_table',
            'noise_table', 'run_colour', 'draw_bars', 'draw_noise', 'draw_separation', 'kept', 'half_kept', 'draw_kept']
 
-# %% ../nbs/77_comparison.ipynb #3fff025f
+# %% ../nbs/77_comparison.ipynb #1ff2ed26
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .alignment import snr_to_time
 from .distances import bootstrap_interval
 from .reports import read_report, unit_of
 
-# %% ../nbs/77_comparison.ipynb #5eea52a0
+# %% ../nbs/77_comparison.ipynb #146f4fbc
 def open_runs(
     text: str, # reports with blanks between them, NAME=FILE or FILE (its folder's name); '': those of all folders in `runs`
 )->dict: # name → report
@@ -28,7 +28,7 @@ def open_runs(
     if twice := {name for name in names if names.count(name) > 1}: raise ValueError(f"several reports are called {', '.join(sorted(twice))}: give them names, NAME=FILE")
     return {name: read_report(path) for name, _, path in given}
 
-# %% ../nbs/77_comparison.ipynb #8cfd8942
+# %% ../nbs/77_comparison.ipynb #e3a350a6
 def differences(
     runs: dict, # name → report
 )->dict: # setting → {name: value}, of those in which the runs are not all alike
@@ -38,7 +38,7 @@ def differences(
     values = {key: {run: found.get(key) for run, found in settings.items()} for key in names}
     return {key: found for key, found in values.items() if len({repr(v) for v in found.values()}) > 1}
 
-# %% ../nbs/77_comparison.ipynb #ea8387bf
+# %% ../nbs/77_comparison.ipynb #380b7f86
 _STEMS = ('bass', 'drums', 'other', 'vocals')
 _TABLE_1 = ('decoder_additivity_mss', 'decoder_additivity_snr', 'encoder_additivity_error', 'mixture_mss', 'mixture_snr',
             *(f'separation_{stem}_{metric}' for stem in _STEMS for metric in ('mss', 'si_sdr')))
@@ -58,7 +58,7 @@ PAPER_NOISE = {  # model → ratio → figure
     'unaligned': {'4': dict(visqol=2.94, si_sdr=-11.44, vggish_fad=6.63, clap_fad=.42), '1': dict(visqol=2.53, si_sdr=-18.82, vggish_fad=11.15, clap_fad=.84)},
 }
 
-# %% ../nbs/77_comparison.ipynb #57bcbc0a
+# %% ../nbs/77_comparison.ipynb #f50dfaf5
 RATIOS = ('mss', 'error', 'envelope', 'fad', 'kad')  # what the names of figures end in that are compared as ratios
 
 
@@ -94,7 +94,7 @@ def shown(
     interval = entry['interval'] if intervals else None
     return f"{entry['mean']:.3g}" + (f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else '')
 
-# %% ../nbs/77_comparison.ipynb #cb35991f
+# %% ../nbs/77_comparison.ipynb #1c0cff87
 TITLES = {  # figure → title
     'reconstruction_mss': 'reconstruction, MSS', 'reconstruction_snr': 'reconstruction, SNR',
     'encoder_homogeneity_error': 'encoder homogeneity, error', 'decoder_homogeneity_mss': 'decoder homogeneity, MSS', 'decoder_homogeneity_snr': 'decoder homogeneity, SNR',
@@ -111,7 +111,7 @@ def markdown_table(
     lines = [header, [':--'] + ['--:'] * (len(header) - 1), *rows]
     return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in lines)
 
-# %% ../nbs/77_comparison.ipynb #7d37be77
+# %% ../nbs/77_comparison.ipynb #23af1b57
 def ratio_title(
     label: str, # of a ratio in a report: 'inf', '16', ..., '0'
 )->str: # '∞', '16', ..., 'noise alone'
@@ -130,7 +130,7 @@ def figure_title(
     embedding, _, metric = figure.rpartition('_')
     return f"{SCORE_TITLES.get(figure, f'{metric.upper()}-{embedding}')} {'↑' if higher else '↓'}" + (f', {unit}' if unit else '')
 
-# %% ../nbs/77_comparison.ipynb #a63abc7a
+# %% ../nbs/77_comparison.ipynb #d538d44c
 def table_figures(
     measured: dict, # name → figure → entry
 )->dict: # figure → title, with direction and unit
@@ -140,7 +140,7 @@ def table_figures(
     return ({figure: f"{title} {'↑' if unit_of(figure)[1] else '↓'}, {unit_of(figure)[0]}" for figure, title in titles.items()}
             | {figure: f"reconstruction, {figure_title(figure)}" for figure in [*distances, *['clap_kad'] * bool(distances)]})
 
-# %% ../nbs/77_comparison.ipynb #c30287e4
+# %% ../nbs/77_comparison.ipynb #ee85a495
 def linearity_table(
     runs: dict,              # name → report
     clips: str,              # name of the test set
@@ -163,7 +163,7 @@ def linearity_table(
         rows.append(row)
     return markdown_table(['', *measured, *(f'*{p}, paper*' for p in papers)], rows)
 
-# %% ../nbs/77_comparison.ipynb #b1b57588
+# %% ../nbs/77_comparison.ipynb #edd5be38
 def noise_table(
     runs: dict,   # name → report
     clips: str,   # name of the test set
@@ -172,14 +172,15 @@ def noise_table(
 )->str: # Markdown
     "What is left of the sound at each ratio of latent to noise, one row a run and ratio, the papers' rows marked."
     measured = {(name, label): found for name, report in runs.items() for label, found in report['sets'].get(clips, {}).get('noise', {}).items() if not ratios or label in ratios}
-    figures = list(dict.fromkeys(figure for found in measured.values() for figure in found))
+    reported = [found for model in papers for found in PAPER_NOISE[model].values()]
+    figures = list(dict.fromkeys(figure for found in [*measured.values(), *reported] for figure in found))
     rows = [[name, ratio_title(label), *(shown(found.get(figure)) for figure in figures)] for (name, label), found in measured.items()]
     for model in papers:
         for label, found in PAPER_NOISE[model].items():
             rows.append([f'*{model}, paper*', ratio_title(label), *(f'*{found[figure]:g}*' if figure in found else '' for figure in figures)])
     return markdown_table(['run', 'SNR', *map(figure_title, figures)], rows)
 
-# %% ../nbs/77_comparison.ipynb #4dee910b
+# %% ../nbs/77_comparison.ipynb #1f751c89
 def run_colour(
     number: int, # of the run
 )->tuple: # RGBA
@@ -223,7 +224,7 @@ def draw_noise(
         ax.set_xticks(range(len(found)), [ratio_title(label).replace(' ', '\n') for label in found], fontsize=8)
     ax.set(xlabel='SNR of the latent'); ax.set_title(figure_title(figure), fontsize=9)
 
-# %% ../nbs/77_comparison.ipynb #e17546fa
+# %% ../nbs/77_comparison.ipynb #ae73fa5d
 def draw_separation(
     axes,          # 2 rows of axes, a column for each stem
     example: dict, # of a report
@@ -237,7 +238,7 @@ def draw_separation(
     for ax in axes[:, 0]: ax.set_ylabel('mel band')
     return image
 
-# %% ../nbs/77_comparison.ipynb #320a7c7c
+# %% ../nbs/77_comparison.ipynb #23af7ff8
 def kept(
     noise: dict,  # ratio → figures, of a report
     figure: str,  # name
@@ -261,7 +262,7 @@ def half_kept(
         if b <= .5: return t + (u - t) * (a - .5) / (a - b)
     return None
 
-# %% ../nbs/77_comparison.ipynb #46e06356
+# %% ../nbs/77_comparison.ipynb #3a3b5e0d
 def draw_kept(
     ax,           # matplotlib axes
     noise: dict,  # ratio → figures, of a report
