@@ -6,7 +6,7 @@
 __all__ = ['SURPRISAL_RECIPES', 'SurprisalObjective', 'averaged', 'SurprisalRecipe', 'sound_of', 'cached_frames', 'FrameCrops',
            'SurprisalOptions', 'train_surprisal', 'held_out_nll', 'gaussian_nll', 'mixture_nll', 'autoregression_nll']
 
-# %% ../nbs/84_surprisal_training.ipynb #f816a06b
+# %% ../nbs/84_surprisal_training.ipynb #dd5f9bd8
 import copy
 import json
 import math
@@ -30,7 +30,7 @@ from .storage import atomic_write, load_weights, save_weights
 from .surprisal import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
 from .training import RunState, TrainConfig, fit
 
-# %% ../nbs/84_surprisal_training.ipynb #25d26323
+# %% ../nbs/84_surprisal_training.ipynb #41a2a153
 class SurprisalObjective(torch.nn.Module):
     "Flow matching of next frames, (batch, frames, channels) → scalar loss."
     def __init__(self,
@@ -53,7 +53,7 @@ class SurprisalObjective(torch.nn.Module):
         velocity = self.model.velocity(mix(target, noise, levels[..., None]), levels, states)
         return flow_loss(velocity, target, noise).mean()
 
-# %% ../nbs/84_surprisal_training.ipynb #fe73b984
+# %% ../nbs/84_surprisal_training.ipynb #7773aeb0
 def averaged(
     state: RunState, # of a training with a SurprisalObjective
 )->SequenceModel: # a copy, in evaluation mode
@@ -62,7 +62,7 @@ def averaged(
     model.load_state_dict({k.removeprefix('model.'): v for k, v in state.average.state_dict(state.objective).items()})
     return model
 
-# %% ../nbs/84_surprisal_training.ipynb #f8cb6b04
+# %% ../nbs/84_surprisal_training.ipynb #75c9ed69
 @dataclass(frozen=True)
 class SurprisalRecipe:
     "Everything that a training needs besides data and autoencoder."
@@ -87,7 +87,7 @@ SURPRISAL_RECIPES = {
         workers=0, log_every=10, checkpoint_every=100), pool=8, crop=256, pieces=200, seconds=24.),
 }
 
-# %% ../nbs/84_surprisal_training.ipynb #0063590b
+# %% ../nbs/84_surprisal_training.ipynb #33e0b453
 def sound_of(
     data: str,        # 'melodies', or what `open_source` opens
     seconds: float,   # of a piece, at most
@@ -101,7 +101,7 @@ def sound_of(
     scores = RenderedScores(split, sample_rate=sample_rate, seed=seed)
     return lambda r: torch.from_numpy(scores.melody(r).mixture[:samples])
 
-# %% ../nbs/84_surprisal_training.ipynb #0a1bbc4d
+# %% ../nbs/84_surprisal_training.ipynb #109a4862
 def cached_frames(
     autoencoder: Autoencoder, # whose latents
     recipe: SurprisalRecipe,  # how many pieces, how long, how pooled
@@ -128,7 +128,7 @@ def cached_frames(
         out += [kept[str(r)] for r in numbers]
     return out
 
-# %% ../nbs/84_surprisal_training.ipynb #598f8751
+# %% ../nbs/84_surprisal_training.ipynb #de88610d
 class FrameCrops(Dataset):
     "Random crops of pieces; crop i depends on `seed` and i alone; raises `ValueError` if every piece is shorter than a crop."
     def __init__(self,
@@ -148,7 +148,7 @@ class FrameCrops(Dataset):
         start = place - (int(self.ends[k - 1]) if k else 0)
         return self.pieces[k][start:start + self.crop]
 
-# %% ../nbs/84_surprisal_training.ipynb #00435eda
+# %% ../nbs/84_surprisal_training.ipynb #3cf586c3
 @dataclass(frozen=True)
 class SurprisalOptions:
     "What a user chooses; raises `ValueError` that lists the known presets."
@@ -178,7 +178,7 @@ class SurprisalOptions:
         train = replace(recipe.train, seed=self.seed, **chosen, **({} if on_gpu else {'precision': 'no', 'compile': False}))
         return replace(recipe, train=train, heard=self.heard, pool=self.pool or recipe.pool)
 
-# %% ../nbs/84_surprisal_training.ipynb #e5de0ff3
+# %% ../nbs/84_surprisal_training.ipynb #51366207
 def train_surprisal(
     options: SurprisalOptions, # what is trained, on what, where
     on_log=None,               # called with (log records, RunState) after each log record
@@ -204,7 +204,7 @@ def train_surprisal(
     finished.save_pretrained(out)
     return out
 
-# %% ../nbs/84_surprisal_training.ipynb #fbe0a160
+# %% ../nbs/84_surprisal_training.ipynb #9d742807
 def held_out_nll(
     model: SequenceModel,    # in evaluation mode
     pieces: list,            # (frames, channels) each, of unit deviation
@@ -225,7 +225,7 @@ def gaussian_nll(
     root = torch.linalg.cholesky(covariance.double())
     return torch.linalg.solve_triangular(root, away.T, upper=False).square().sum(0) / 2 + root.diagonal().log().sum() + d / 2 * math.log(2 * math.pi)
 
-# %% ../nbs/84_surprisal_training.ipynb #68757201
+# %% ../nbs/84_surprisal_training.ipynb #54ae855c
 def mixture_nll(
     train: torch.Tensor,  # (count, channels), fitted by expectation–maximisation
     frames: torch.Tensor, # (frames, channels)
@@ -244,7 +244,7 @@ def mixture_nll(
         covariances = torch.stack([(train - m).T @ ((train - m) * r[:, None]) / n + ridge for m, r, n in zip(means, share, total)])
     return -logs(frames).logsumexp(0)
 
-# %% ../nbs/84_surprisal_training.ipynb #536a7462
+# %% ../nbs/84_surprisal_training.ipynb #450e988c
 def autoregression_nll(
     train: list,  # (frames, channels) each
     pieces: list, # (frames, channels) each
