@@ -10,10 +10,11 @@ from latentalign import Autoencoder, Surprisal
 from latentalign.audio import write_audio
 from latentalign.autoencoder import fingerprint
 from latentalign.command import main
-from latentalign.effects import paired_effect
+from latentalign.effects import paired_effect, phrase, repetition, wrong_note
 from latentalign.flow import MixtureFlow, Velocity, check_noise_levels, draw_levels, stretch
 from latentalign.hearing import SILENCES, energy_span, heard_latents
 from latentalign.likelihood import EXACT, INTEGRATORS, PROBES, LikelihoodConfig, adaptive_nll, exact_divergence, integrate, path_nll, probe_divergence, separate_nll, stepped_nll, transport
+from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
 from latentalign.storage import load_strictly
 from latentalign.surprisal import NOISINGS, MonteCarlo, SurprisalConfig, frame_nll
@@ -416,6 +417,34 @@ def test_a_stopped_run_ends_with_the_same_bits(tiny_run, tmp_path):
     assert (whole / 'model.safetensors').read_bytes() == (tmp_path / 'again' / 'model.safetensors').read_bytes()
     with pytest.raises(ValueError, match='pool'): train_surprisal(replace(again, pool=2))
     with pytest.raises(ValueError, match='steps was 4, now 5'): train_surprisal(replace(again, steps=5))
+
+
+# Effects.
+class Oracle:
+    "Surprised by every frame of sound that it has not heard, sample for sample, in the same piece."
+    frame_samples, autoencoder = 2048, type('Rate', (), {'sample_rate': 22050})
+
+    def __call__(self, wave, sample_rate, noise_levels, silence):
+        frames = wave[:len(wave) // 2048 * 2048].reshape(-1, 2048)
+        new = [float(k > 0 and not any(torch.equal(frames[k], frames[i]) for i in range(k))) for k in range(len(frames))]
+        return torch.tensor([new for _ in noise_levels])
+
+
+def test_repetition_compares_one_sound_after_two_pasts():
+    source = RenderedScores('valid', sample_rate=22050)
+    found = repetition(Oracle(), source, range(2), LEVELS, seconds=3.)
+    assert np.allclose(found['control'], 1.) and np.allclose(found['plain'], 1.) and found['plain'].shape == (2, 2)
+
+
+def test_a_wrong_note_changes_nothing_before_it():
+    source, heard = RenderedScores('valid', sample_rate=22050), []
+    class Listener(Oracle):
+        def __call__(self, wave, *args, **options): heard.append(wave); return super().__call__(wave, *args, **options)
+    wrong_note(Listener(), source, [0], LEVELS, seconds=6.)
+    wrong, right = heard
+    change = int((wrong != right).nonzero()[0, 0]) / 22050
+    onsets = [n.onset for n in phrase(source.melody(0).notes, 6.)]
+    assert min(abs(change - onset) for onset in onsets) < .02 and change > 1 and right.abs().max() == pytest.approx(.5)
 
 
 # The command.
