@@ -9,7 +9,7 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract',
            'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'main']
 
-# %% ../nbs/90_command_line.ipynb #af78992b
+# %% ../nbs/90_command_line.ipynb #16933bfd
 import argparse
 import json
 import sys
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/90_command_line.ipynb #796b9d12
+# %% ../nbs/90_command_line.ipynb #a5e79273
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -36,7 +36,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/90_command_line.ipynb #36e5d345
+# %% ../nbs/90_command_line.ipynb #637de219
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -54,7 +54,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/90_command_line.ipynb #c9b71f88
+# %% ../nbs/90_command_line.ipynb #2e9b9822
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -76,7 +76,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/90_command_line.ipynb #b30c4dfc
+# %% ../nbs/90_command_line.ipynb #e8df286d
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -97,7 +97,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/90_command_line.ipynb #36208e64
+# %% ../nbs/90_command_line.ipynb #20354250
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -105,7 +105,7 @@ def fingerprint(
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
-# %% ../nbs/90_command_line.ipynb #e48d90e1
+# %% ../nbs/90_command_line.ipynb #317c895d
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -118,7 +118,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/90_command_line.ipynb #83b4d6af
+# %% ../nbs/90_command_line.ipynb #8b1469cf
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -130,7 +130,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/90_command_line.ipynb #81998580
+# %% ../nbs/90_command_line.ipynb #ee3c9d24
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -146,7 +146,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/90_command_line.ipynb #934faf14
+# %% ../nbs/90_command_line.ipynb #2149d270
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -164,7 +164,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/90_command_line.ipynb #9a054ee6
+# %% ../nbs/90_command_line.ipynb #c5133ca5
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -180,7 +180,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/90_command_line.ipynb #1fee7bd0
+# %% ../nbs/90_command_line.ipynb #b5f1287a
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -212,7 +212,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help=MODEL_HELP)
     add_manner(parser)
 
-# %% ../nbs/90_command_line.ipynb #95972f9a
+# %% ../nbs/90_command_line.ipynb #febf6883
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -227,7 +227,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #711172ad
+# %% ../nbs/90_command_line.ipynb #4c64e5d1
 def add_decoding(
     parser, # to be filled in
 )->None:
@@ -260,7 +260,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #4d1a2080
+# %% ../nbs/90_command_line.ipynb #057b7d4f
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -279,7 +279,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #8e55e901
+# %% ../nbs/90_command_line.ipynb #da047690
 def combine_latents(
     sounds: list, # of `Latents`
     gains: list,  # one for each
@@ -290,13 +290,13 @@ def combine_latents(
     if not all(map(math.isfinite, gains)): raise ValueError(f"gains must be finite, got {', '.join(f'{g:g}' for g in gains)}")
     first = sounds[0]
     if other := [s.model for s in sounds if s.model != first.model]: raise ValueError(f"different models made these latents: {first.model} and {other[0]}")
-    lengths, channels = [s.z.shape[-1] for s in sounds], [len(s.z) for s in sounds]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"the sounds differ in length: {', '.join(f'{s.samples / s.sample_rate:.3f} s' for s in sounds)}; cut them, or fill them up with silence")
+    lengths, channels = [s.samples / s.sample_rate for s in sounds], [len(s.z) for s in sounds]
+    if max(lengths) - min(lengths) > 1 / min(s.sample_rate for s in sounds) or len({s.z.shape[-1] for s in sounds}) > 1:
+        raise ValueError(f"the sounds differ in length: {', '.join(f'{length:.4f} s' for length in lengths)}; cut them, or fill them up with silence")
     if len(set(channels) - {1}) > 1: raise ValueError(f"the sounds differ in their number of channels: {', '.join(map(str, channels))}")
     return Latents(sum(g * s.z for g, s in zip(gains, sounds)), first.samples, first.sample_rate, first.model)
 
-# %% ../nbs/90_command_line.ipynb #5d556f92
+# %% ../nbs/90_command_line.ipynb #83f51fbe
 def sound_latents(
     model,      # an Autoencoder
     mark: str,  # its fingerprint
@@ -328,7 +328,7 @@ def run_mix(
     print(f"{out} written", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_command_line.ipynb #36335263
+# %% ../nbs/90_command_line.ipynb #98bf39ab
 def add_result(
     parser, # to be filled in
 )->None:
@@ -357,7 +357,7 @@ def add_subtract(
     add_result(parser)
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
-# %% ../nbs/90_command_line.ipynb #f25a62eb
+# %% ../nbs/90_command_line.ipynb #5a673288
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -381,7 +381,7 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/90_command_line.ipynb #a3c53854
+# %% ../nbs/90_command_line.ipynb #a9a2d024
 def add_evaluate(
     parser, # to be filled in
 )->None:
@@ -406,11 +406,11 @@ def add_evaluate(
     parser.add_argument('--protocol', default='quick', help="quick, lin-cae or pa-audioic (%(default)s)")
     parser.add_argument('--changes', default='', metavar='TEXT', help="other settings of the protocol, e.g. 'clips=8 seconds=1'")
     parser.add_argument('--seed', type=at_least(0), default=0, help="of clips, gains and noise (0)")
-    parser.add_argument('--out', default='', metavar='FILE', help="the report, *.json; without it evaluation.json in the run folder, or in runs/RUN")
+    parser.add_argument('--out', default='', metavar='FILE', help="the report, *.json, or the folder of evaluation.json; without it the run folder, or runs/RUN")
     add_manner(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #25e0c4fb
+# %% ../nbs/90_command_line.ipynb #fcffcb70
 def add_info(
     parser, # to be filled in
 )->None:
@@ -423,7 +423,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #7327bf60
+# %% ../nbs/90_command_line.ipynb #ffc32c54
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),

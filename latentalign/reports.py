@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT_VERSION', 'unit_of', 'summarise', 'batches', 'pitch_retention',
-           'audible_visqol', 'sound_scores', 'set_distances', 'check_counts', 'Findings', 'share_headroom', 'picture',
+           'audible_visqol', 'sound_scores', 'set_distances', 'check_clips', 'Findings', 'share_headroom', 'picture',
            'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
 
-# %% ../nbs/75_reports.ipynb #7deb4336
+# %% ../nbs/75_reports.ipynb #a26d6044
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from .storage import atomic_write
 from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
 from .training import environment
 
-# %% ../nbs/75_reports.ipynb #7e2b8d42
+# %% ../nbs/75_reports.ipynb #e8123e03
 UNITS = {  # what a name ends in → (unit, whether higher is better)
     'si_sdr': ('dB', True), 'snr': ('dB', True), 'mss': ('nepers', False), 'error': ('relative', False), 'envelope': ('dB', False),
     'visqol': ('MOS-LQO', True), 'pitch': ('part of the frames', True), 'fad': ('', False), 'kad': ('', False),
@@ -55,7 +55,7 @@ def summarise(
     return {'mean': float(np.mean(finite)) if finite else None, 'interval': interval, 'n': len(finite), 'unit': unit,
             'higher_is_better': higher, 'values': [v if math.isfinite(v) else None for v in values]}
 
-# %% ../nbs/75_reports.ipynb #616d5c57
+# %% ../nbs/75_reports.ipynb #b598283f
 def batches(
     clips: ClipSet, # a test set
     size: int = 8,  # clips, at most
@@ -68,7 +68,7 @@ def batches(
         held.append(clip)
     yield together(clips.count - len(held))
 
-# %% ../nbs/75_reports.ipynb #a681d77c
+# %% ../nbs/75_reports.ipynb #71580bdb
 def pitch_retention(
     estimate: torch.Tensor,   # (clips, samples)
     reference: torch.Tensor,  # (clips, samples)
@@ -111,7 +111,7 @@ def sound_scores(
     if 'pitch' in names and len(coded.stems) == 1: found['pitch'] = pitch_retention(estimate, coded.mixture, notes, rate)
     return found
 
-# %% ../nbs/75_reports.ipynb #51795d3c
+# %% ../nbs/75_reports.ipynb #e298c6f1
 def set_distances(
     vectors: dict,    # label of a ratio, or 'original' → (rows, dimensions) of each clip
     label: str,       # of the ratio
@@ -128,17 +128,21 @@ def set_distances(
             for r in results}
 
 
-def check_counts(
-    opened: list,       # of `ClipSet`
-    protocol: Protocol, # embeddings, halves or not
+def check_clips(
+    clips: ClipSet,     # a test set
+    protocol: Protocol, # scores, embeddings, halves or not
+    sample_rate: int,   # of the clips, Hz
 )->None:
-    "Raise `ValueError` for a test set with too few clips for the distances of distributions that a protocol asks for."
-    for clips in opened:
-        count = clips.count // 2 if protocol.halves else clips.count
-        if protocol.embeddings and count < MIN_CLIPS:
-            raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
+    "Read all clips; raises `ValueError` if one cannot be measured, and if they are too few or too short for what is asked of reconstructions."
+    count = clips.count // 2 if protocol.halves else clips.count
+    if protocol.embeddings and count < MIN_CLIPS:
+        raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
+    for clip in tqdm(clips, total=clips.count, desc=f'{clips.name}, reading', unit='clip', mininterval=1, leave=False):
+        seconds = len(next(iter(clip.stems.values()))) / sample_rate
+        if 'visqol' in protocol.scores and seconds < 1:
+            raise ValueError(f"{clip.name} lasts {seconds:.2f} s, and ViSQOL judges a second or more; take longer clips, or leave 'visqol' out of the scores")
 
-# %% ../nbs/75_reports.ipynb #6f2d91aa
+# %% ../nbs/75_reports.ipynb #7a89b4ba
 FIGURE_SETS = ('linearity', 'latent', 'noise')
 
 
@@ -198,7 +202,7 @@ def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())
 
-# %% ../nbs/75_reports.ipynb #4c7c1624
+# %% ../nbs/75_reports.ipynb #a69e92dd
 def share_headroom(
     sounds: list,      # waves of any lengths
     peak: float = .98, # that none exceeds
@@ -207,7 +211,7 @@ def share_headroom(
     loudest = max(float(sound.abs().max()) for sound in sounds)
     return [sound * min(1., peak / max(loudest, 1e-9)) for sound in sounds]
 
-# %% ../nbs/75_reports.ipynb #09027a49
+# %% ../nbs/75_reports.ipynb #5bc2f3a9
 def picture(
     wave: torch.Tensor, # (samples,)
     sample_rate: int,   # Hz
@@ -227,7 +231,7 @@ def separation_example(
     return {'clip': clip.name, 'seconds': coded.mixture.shape[-1] / model.sample_rate, 'mixture': show(coded.mixture),
             'stems': {name: {'separated': show(found), 'autoencoded': show(aim)} for name, (found, aim) in pairs.items()}}
 
-# %% ../nbs/75_reports.ipynb #07f8fa7e
+# %% ../nbs/75_reports.ipynb #87dfc078
 REPORT_VERSION = 1  # raised when an entry changes its meaning
 
 
@@ -261,22 +265,22 @@ def evaluate(
     adapted = under_protocol(model, protocol)
     opened = [open_test_set(name, model.sample_rate, protocol.clips, protocol.seconds, seed) for name in data]
     if len({clips.name for clips in opened}) < len(opened): raise ValueError(f"two test sets have the same name: {', '.join(clips.name for clips in opened)}")
-    if 'noise' in figures: check_counts(opened, protocol)
-    start = time.perf_counter()
+    start, asked = time.perf_counter(), protocol if 'noise' in figures else replace(protocol, scores=(), embeddings=())
+    for clips in opened: check_clips(clips, asked, model.sample_rate)
     sets = {clips.name: measure_set(adapted, clips, protocol, figures, seed) for clips in opened}
     settings = asdict(protocol) | {'embeddings': [e.partition('=')[0] for e in protocol.embeddings], 'snrs': [f'{snr:g}' for snr in protocol.snrs], 'figures': figures, 'seed': seed}
     report = {'version': REPORT_VERSION, 'model': about, 'sample_rate': model.sample_rate, 'settings': settings, 'environment': environment(),
               'seconds': time.perf_counter() - start, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
-# %% ../nbs/75_reports.ipynb #1f6c00ec
+# %% ../nbs/75_reports.ipynb #882c8fca
 def report_path(
     checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
-    out: str = '',   # *.json; '': evaluation.json in the run folder, or in a folder of the name in runs
+    out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or a folder of the name in runs
 )->Path: # where the report goes
     "Where the report of a model is kept."
-    if out: return Path(out)
-    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')
+    if out.endswith('.json'): return Path(out)
+    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')
     return folder / 'evaluation.json'
 
 

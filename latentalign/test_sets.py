@@ -6,7 +6,7 @@
 __all__ = ['level_per_clip', 'check_stems', 'Clip', 'ClipSet', 'rendered_set', 'melody_set', 'check_files', 'read_stems',
            'track_set', 'open_test_set']
 
-# %% ../nbs/65_test_sets.ipynb #dd93e025
+# %% ../nbs/65_test_sets.ipynb #ee73b12f
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .audio_files import MIN_LEVEL_DB, crop_at, level_db
 from .datasets import LAYOUTS, layout_items, stem_tracks
 from .scores import RenderedScores
 
-# %% ../nbs/65_test_sets.ipynb #04496f15
+# %% ../nbs/65_test_sets.ipynb #a8b6ae8c
 def level_per_clip(
     wave: torch.Tensor, # (clips, samples)
 )->torch.Tensor: # (clips,), dB, -inf for silence
@@ -49,7 +49,7 @@ def check_stems(
     if (worst := float(over.max())) > tolerance_db: raise ValueError(f"the stems do not add up to the mixture: what is left over lies at {worst:.1f} dB against it, allowed are {tolerance_db:g} dB")
     return checked
 
-# %% ../nbs/65_test_sets.ipynb #7ca739c2
+# %% ../nbs/65_test_sets.ipynb #6e90709a
 @dataclass(frozen=True)
 class Clip:
     "A sound to measure a model on."
@@ -70,7 +70,7 @@ class ClipSet:
         "The clips, one after the other."
         return map(self.load, range(self.count))
 
-# %% ../nbs/65_test_sets.ipynb #bdbf801b
+# %% ../nbs/65_test_sets.ipynb #c7738edf
 def rendered_set(
     sample_rate: int,    # Hz
     clips: int = 48,     # how many
@@ -106,7 +106,7 @@ def melody_set(
         return Clip(f'{made.piece}, melody {i}', {'vocals': wave}, notes)
     return ClipSet('melodies', load, clips, 'notes')
 
-# %% ../nbs/65_test_sets.ipynb #ff26637e
+# %% ../nbs/65_test_sets.ipynb #575d729c
 def check_files(
     name: str,   # of the track, for the message
     paths: list, # its files
@@ -158,7 +158,7 @@ def track_set(
         return Clip(track, waves)
     return ClipSet(name, load, count, 'stems' if len(tracks[0][1]) > 1 else 'sounds')
 
-# %% ../nbs/65_test_sets.ipynb #2bebdf65
+# %% ../nbs/65_test_sets.ipynb #e673dabe
 def open_test_set(
     data: str,          # 'scores', 'melodies', FOLDER or LAYOUT:FOLDER
     sample_rate: int,   # of the model, Hz
@@ -175,6 +175,6 @@ def open_test_set(
         tracks = [(t.name, t.paths, t.mixture_path) for t in stem_tracks(name, root, 'test' if name == 'musdb18-hq' else None)]
         return track_set(name, tracks, sample_rate, clips, seconds, seed)
     if name in LAYOUTS and root: files = layout_items(name, root)[0]
-    elif Path(data).expanduser().is_dir(): name, files = Path(data).name, find_audio(data)
+    elif data and Path(data).expanduser().is_dir(): name, files = Path(data).name, find_audio(data)
     else: raise ValueError(f"unknown test set {data!r}: no such folder; known: scores, melodies, FOLDER, {', '.join(f'{n}:FOLDER' for n in LAYOUTS)}")
     return track_set(name, [(Path(f).stem, {'sound': (f,)}, None) for f in files], sample_rate, clips, seconds, seed)

@@ -132,7 +132,7 @@ def test_folders_and_musiccaps(tmp_path):
     assert open_test_set(str(tmp_path/"set"), 8000).count == 3 and open_test_set(str(tmp_path/"set"), 8000).name == "set"
 
 
-@pytest.mark.parametrize("data, words", [("score", "'score'.*scores, melodies.*musdb18-hq:FOLDER"), ("musdb18-hq:nowhere", "nowhere"), ("musiccaps:", "unknown test set")])
+@pytest.mark.parametrize("data, words", [("", "unknown test set ''"), ("score", "'score'.*scores, melodies.*musdb18-hq:FOLDER"), ("musdb18-hq:nowhere", "nowhere"), ("musiccaps:", "unknown test set")])
 def test_unknown_test_sets(data, words):
     with pytest.raises(ValueError, match=words): open_test_set(data, 8000)
 
@@ -257,6 +257,16 @@ def test_too_few_clips_for_a_distribution_metric_are_refused_before_any_work():
         with pytest.raises(ValueError, match=words): evaluate(Linear(), ["scores"], protocol)
 
 
+def test_clips_are_read_before_any_work(musdb, monkeypatch):
+    from latentalign import reports
+    monkeypatch.setattr(reports, "measure_set", lambda *a: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match="rendering 0 lasts 0.50 s.*'visqol'"): evaluate(Linear(), ["scores"], replace(FEW, seconds=.5, scores=("visqol",)))
+    write(musdb/"test"/"b"/"drums.wav", np.full((2, 24_000), np.nan))
+    with pytest.raises(ValueError, match="b.*NaN"): evaluate(Linear(), [f"musdb18-hq:{musdb}"], FEW, ("linearity",))
+    monkeypatch.undo()
+    assert evaluate(Linear(), ["scores"], replace(FEW, clips=1, seconds=.5, scores=("visqol",)), ("linearity",))
+
+
 def test_distances_carry_what_they_depend_on():
     protocol = replace(FEW, clips=8, snrs=(math.inf, 0.), scores=(), embeddings=("crepe",))
     noise = evaluate(Linear(), ["melodies"], protocol, ("noise",))["sets"]["melodies"]["noise"]
@@ -282,6 +292,7 @@ def test_reports_that_cannot_be_read(tmp_path):
 
 def test_where_a_report_goes(tmp_path):
     assert report_path(str(tmp_path)) == tmp_path/"evaluation.json" and report_path("x", "y/z.json").as_posix() == "y/z.json"
+    assert report_path("x", "a/b").as_posix() == "a/b/evaluation.json"
     assert report_path("owner/name").as_posix() == "runs/owner-name/evaluation.json" and report_path("public:m2l=a/b.pt").as_posix() == "runs/m2l/evaluation.json"
 
 
