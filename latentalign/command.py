@@ -7,9 +7,10 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'fingerprint', 'Latents', 'save_latents', 'load_latents', 'encode_file', 'decode_latents', 'at_least',
            'add_manner', 'add_files', 'add_encode', 'add_decoding', 'add_sound', 'run_sound', 'add_decode',
            'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract',
-           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'main']
+           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'noise_levels', 'load_surprisal',
+           'run_surprisal', 'add_surprisal', 'main']
 
-# %% ../nbs/90_command_line.ipynb #16933bfd
+# %% ../nbs/90_command_line.ipynb #a0f11dab
 import argparse
 import json
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/90_command_line.ipynb #a5e79273
+# %% ../nbs/90_command_line.ipynb #13b4ccb0
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -36,7 +37,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/90_command_line.ipynb #637de219
+# %% ../nbs/90_command_line.ipynb #43e3a7cb
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -54,7 +55,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/90_command_line.ipynb #2e9b9822
+# %% ../nbs/90_command_line.ipynb #bb635549
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -76,7 +77,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/90_command_line.ipynb #e8df286d
+# %% ../nbs/90_command_line.ipynb #cf700963
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -97,7 +98,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/90_command_line.ipynb #20354250
+# %% ../nbs/90_command_line.ipynb #23b8cdf6
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -105,7 +106,7 @@ def fingerprint(
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
-# %% ../nbs/90_command_line.ipynb #317c895d
+# %% ../nbs/90_command_line.ipynb #a2543a54
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -118,7 +119,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/90_command_line.ipynb #8b1469cf
+# %% ../nbs/90_command_line.ipynb #706e55d4
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -130,7 +131,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/90_command_line.ipynb #ee3c9d24
+# %% ../nbs/90_command_line.ipynb #8076d874
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -146,7 +147,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/90_command_line.ipynb #2149d270
+# %% ../nbs/90_command_line.ipynb #34b3de21
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -164,7 +165,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/90_command_line.ipynb #c5133ca5
+# %% ../nbs/90_command_line.ipynb #86836682
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -180,7 +181,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/90_command_line.ipynb #b5f1287a
+# %% ../nbs/90_command_line.ipynb #f5ba35b4
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -212,7 +213,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help=MODEL_HELP)
     add_manner(parser)
 
-# %% ../nbs/90_command_line.ipynb #febf6883
+# %% ../nbs/90_command_line.ipynb #4250874e
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -227,7 +228,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #4c64e5d1
+# %% ../nbs/90_command_line.ipynb #f0ee4021
 def add_decoding(
     parser, # to be filled in
 )->None:
@@ -260,7 +261,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #057b7d4f
+# %% ../nbs/90_command_line.ipynb #df82cd4c
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -279,7 +280,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #da047690
+# %% ../nbs/90_command_line.ipynb #a8efa3f6
 def combine_latents(
     sounds: list, # of `Latents`
     gains: list,  # one for each
@@ -296,7 +297,7 @@ def combine_latents(
     if len(set(channels) - {1}) > 1: raise ValueError(f"the sounds differ in their number of channels: {', '.join(map(str, channels))}")
     return Latents(sum(g * s.z for g, s in zip(gains, sounds)), first.samples, first.sample_rate, first.model)
 
-# %% ../nbs/90_command_line.ipynb #83f51fbe
+# %% ../nbs/90_command_line.ipynb #fac8cdc3
 def sound_latents(
     model,      # an Autoencoder
     mark: str,  # its fingerprint
@@ -328,7 +329,7 @@ def run_mix(
     print(f"{out} written", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_command_line.ipynb #98bf39ab
+# %% ../nbs/90_command_line.ipynb #b0f57522
 def add_result(
     parser, # to be filled in
 )->None:
@@ -357,7 +358,7 @@ def add_subtract(
     add_result(parser)
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
-# %% ../nbs/90_command_line.ipynb #5a673288
+# %% ../nbs/90_command_line.ipynb #8fb28cdd
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -381,7 +382,7 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/90_command_line.ipynb #a9a2d024
+# %% ../nbs/90_command_line.ipynb #33bd7033
 def add_evaluate(
     parser, # to be filled in
 )->None:
@@ -410,7 +411,7 @@ def add_evaluate(
     add_manner(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #fcffcb70
+# %% ../nbs/90_command_line.ipynb #2a0c259f
 def add_info(
     parser, # to be filled in
 )->None:
@@ -423,7 +424,65 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #ffc32c54
+# %% ../nbs/90_command_line.ipynb #f7d6d361
+def noise_levels(
+    text: str, # numbers with commas
+)->tuple: # floats in [0, 1)
+    "A type for argparse: noise levels."
+    from latentalign.flow import check_noise_levels
+    try: return check_noise_levels([float(part) for part in text.split(',')])
+    except ValueError as error: raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def load_surprisal(
+    options, # with model, autoencoder and device
+): # a Surprisal on the device
+    "Load a surprisal model; raises `ValueError` for one that cannot be found and for a foreign autoencoder."
+    import torch
+    from latentalign import Surprisal
+    if not options.model: raise ValueError("which surprisal model? give --model: a run folder (make surprisal), a Hub id (owner/name) or public:NAME[=FILE]")
+    if options.model.startswith('public:'):
+        public, _, file = options.model.removeprefix('public:').partition('=')
+        model = Surprisal.from_public(public, file or None)
+    else: model = Surprisal.from_pretrained(options.model, options.autoencoder)
+    return model.to(options.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+
+# %% ../nbs/90_command_line.ipynb #c438c13d
+def run_surprisal(
+    options, # of the command
+)->int: # exit status
+    "Write a table of information content, and a plot if wanted, for every input."
+    from latentalign.audio import AUDIO_SUFFIXES
+    def prepare():
+        from latentalign.audio import read_audio
+        from latentalign.likelihood import EXACT, LikelihoodConfig
+        from latentalign.surprisal import plot_curves, write_curves
+        model, levels, unit = load_surprisal(options), options.noise_levels, 'bits' if options.bits else 'nats'
+        def work(source, target):
+            wave, rate = read_audio(source, mono=True)
+            ic = model(wave[0], rate, levels, options.noising, options.silence, EXACT if options.exact else LikelihoodConfig(), options.bits)
+            times = model.times(ic.shape[1])
+            if options.plot: plot_curves(target.with_suffix('.png'), wave[0], rate, times, ic, levels, unit)
+            write_curves(target, times, ic, levels)
+        return work
+    return run_files(plan_files(options.inputs, AUDIO_SUFFIXES, options.out, '.csv'), prepare, options.overwrite)
+
+# %% ../nbs/90_command_line.ipynb #5d957007
+def add_surprisal(
+    parser, # to be filled in
+)->None:
+    "The command `surprisal`: one table per sound."
+    add_files(parser, 'sounds')
+    parser.add_argument('--noise-levels', type=noise_levels, default=(0.,), metavar='S,S,…', help="numbers in [0, 1), 0 = clean (0)")
+    parser.add_argument('--autoencoder', metavar='NAME', help="another place of the autoencoder that the model was trained with")
+    parser.add_argument('--noising', choices=('expectation', 'monte_carlo', 'flow'), default='expectation', help="how fine structure is taken away (expectation)")
+    parser.add_argument('--silence', choices=('music', 'voice', 'none'), default='music', help="what is cut at both ends: low level, no voice, nothing (music)")
+    parser.add_argument('--exact', action='store_true', help="no probe noise on the curves; takes several times as long")
+    parser.add_argument('--bits', action='store_true', help="bits per frame instead of nats")
+    parser.add_argument('--plot', action='store_true', help="also draw the curves under the spectrogram, as a PNG beside the table")
+    parser.set_defaults(run=run_surprisal)
+
+# %% ../nbs/90_command_line.ipynb #cd43af36
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),
@@ -431,6 +490,7 @@ COMMANDS = {  # name → (module, one line); the module has a function add_NAME(
     'mix': ('command', "the sound of a weighted sum of latents"),
     'subtract': ('command', "the sound of a latent without some others"),
     'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
+    'surprisal': ('command', "how surprising each tenth of a second of a sound is, one table each"),
     'info': ('command', "what a model or a latent file is"),
 }
 
