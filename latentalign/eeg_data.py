@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['REFERENCES', 'VERSIONS', 'RESPONSES', 'Recording', 'check_recording', 'Stimulus', 'align', 'resample_trials',
-           'prepare', 'is_hdf5', 'read_mat', 'from_mat5', 'from_hdf5', 'write_mat', 'to_mat5', 'to_hdf5', 'read_cnd',
-           'cnd_field', 'cnd_stimulus', 'cnd_recording', 'write_cnd', 'cells', 'write_npz', 'read_npz', 'read_bids',
-           'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions', 'detection_power']
+           'resample_stimulus', 'prepare', 'is_hdf5', 'read_mat', 'from_mat5', 'from_hdf5', 'write_mat', 'to_mat5',
+           'to_hdf5', 'read_cnd', 'cnd_field', 'cnd_stimulus', 'cnd_recording', 'write_cnd', 'cells', 'write_npz',
+           'read_npz', 'read_bids', 'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions',
+           'detection_power']
 
-# %% ../nbs/89_eeg_data.ipynb #b13ca39e
+# %% ../nbs/89_eeg_data.ipynb #c87f6c9f
 import struct
-import warnings
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/89_eeg_data.ipynb #30653536
+# %% ../nbs/89_eeg_data.ipynb #3ed94299
 @dataclass(frozen=True, eq=False)
 class Recording:
     "One participant's EEG. Raises ValueError as `check_recording` does."
@@ -37,7 +37,7 @@ class Recording:
         "How long it is."
         return sum(map(len, self.trials))/self.sample_rate/60
 
-# %% ../nbs/89_eeg_data.ipynb #b96ea24b
+# %% ../nbs/89_eeg_data.ipynb #07c93dc2
 def check_recording(
     recording:Recording,
 ):
@@ -52,14 +52,14 @@ def check_recording(
         for what, bad in (("values that are not finite", ~np.isfinite(trial).all(0)), ("no signal (flat)", np.ptp(trial, 0) == 0)):
             if bad.any(): raise ValueError(f"{who}, trial {i}: channels {', '.join(recording.channels[c] if recording.channels else str(c) for c in np.flatnonzero(bad))} have {what}")
 
-# %% ../nbs/89_eeg_data.ipynb #7d145da8
+# %% ../nbs/89_eeg_data.ipynb #43265982
 @dataclass(frozen=True, eq=False)
 class Stimulus:
     "What was heard, as features at some rate."
     features:dict       # {name: (samples, dimensions) of each trial}
     sample_rate:float   # Hz
 
-# %% ../nbs/89_eeg_data.ipynb #aeb9336d
+# %% ../nbs/89_eeg_data.ipynb #9889e38d
 def align(
     stimulus:Stimulus,
     recording:Recording,
@@ -83,7 +83,7 @@ def align(
     mastoids = None if recording.mastoids is None else cut(recording.mastoids)
     return replace(stimulus, features={k: cut(v) for k, v in stimulus.features.items()}), replace(recording, trials=cut(recording.trials), mastoids=mastoids)
 
-# %% ../nbs/89_eeg_data.ipynb #59d917af
+# %% ../nbs/89_eeg_data.ipynb #6b904a4a
 def resample_trials(
     trials:list,    # (samples, dimensions) of each trial
     before:float,   # Hz
@@ -96,7 +96,23 @@ def resample_trials(
     if ratio == 1: return list(trials)
     return [resample_poly(t, ratio.numerator, ratio.denominator, padtype="line") for t in trials]
 
-# %% ../nbs/89_eeg_data.ipynb #db1eb1e1
+# %% ../nbs/89_eeg_data.ipynb #104de427
+def resample_stimulus(
+    stimulus:Stimulus,
+    sample_rate:float,  # Hz wanted
+)->Stimulus:
+    "Features at another rate; impulses stay impulses. Raises ValueError on a rate that is not positive."
+    if stimulus.sample_rate == sample_rate: return stimulus
+    found, ratio = {}, sample_rate/stimulus.sample_rate
+    for name, trials in stimulus.features.items():
+        found[name] = resample_trials(trials, stimulus.sample_rate, sample_rate)
+        if np.mean([np.mean(t != 0) for t in trials]) > .2: continue
+        for new, old in zip(found[name], trials):
+            new[:], at = 0, np.flatnonzero(old.any(1))
+            np.add.at(new, np.minimum(np.round(at*ratio).astype(int), len(new) - 1), old[at])
+    return Stimulus(found, sample_rate)
+
+# %% ../nbs/89_eeg_data.ipynb #777000ac
 REFERENCES = ("average", "mastoids", "none")
 
 
@@ -119,7 +135,7 @@ def prepare(
         trials = [sosfiltfilt(sos, t, 0) for t in trials]
     return replace(recording, trials=resample_trials(trials, recording.sample_rate, sample_rate), sample_rate=sample_rate, mastoids=None)
 
-# %% ../nbs/89_eeg_data.ipynb #29b059fb
+# %% ../nbs/89_eeg_data.ipynb #7950b42a
 def is_hdf5(
     path:str|Path,
 )->bool:
@@ -127,7 +143,7 @@ def is_hdf5(
     with open(path, "rb") as file: head = file.read(520)
     return b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520])
 
-# %% ../nbs/89_eeg_data.ipynb #583c37a5
+# %% ../nbs/89_eeg_data.ipynb #432cad10
 def read_mat(
     path:str|Path,
 )->dict:  # {variable: value}
@@ -141,7 +157,7 @@ def read_mat(
     except (ValueError, NotImplementedError, TypeError, OSError) as e: raise ValueError(f"{path} is no Matlab file: {e}") from e
     return {k: from_mat5(v) for k, v in found.items() if not k.startswith("__")}
 
-# %% ../nbs/89_eeg_data.ipynb #66e74d82
+# %% ../nbs/89_eeg_data.ipynb #75dd15e0
 def from_mat5(
     value:ndarray,  # as scipy gives it
 ):                  # dict, list, object array, str or array
@@ -156,7 +172,7 @@ def from_mat5(
     if value.dtype.kind == "U": return str(value.ravel()[0]) if value.size else ""
     return value
 
-# %% ../nbs/89_eeg_data.ipynb #ccad0cc5
+# %% ../nbs/89_eeg_data.ipynb #c03256c7
 def from_hdf5(
     value,  # h5py dataset or group
     file,   # h5py file
@@ -177,7 +193,7 @@ def from_hdf5(
     for i in np.ndindex(data.shape): cells[i] = from_hdf5(file[data[i]], file)
     return cells
 
-# %% ../nbs/89_eeg_data.ipynb #f8a8de04
+# %% ../nbs/89_eeg_data.ipynb #ff992c64
 VERSIONS = ("5", "7.3")
 
 
@@ -198,7 +214,7 @@ def write_mat(
     with open(path, "r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(116) + bytes(8) + struct.pack("<H", 0x0200) + b"IM")
 
-# %% ../nbs/89_eeg_data.ipynb #d9b43fdf
+# %% ../nbs/89_eeg_data.ipynb #4ac7d65d
 def to_mat5(
     value,  # dict, list of dicts, object array, str or numbers
 ):          # as scipy wants it
@@ -214,7 +230,7 @@ def to_mat5(
         return cells
     return value
 
-# %% ../nbs/89_eeg_data.ipynb #97d3984d
+# %% ../nbs/89_eeg_data.ipynb #d517f588
 def to_hdf5(
     group,      # h5py group
     name:str,
@@ -243,7 +259,7 @@ def to_hdf5(
     made.attrs["MATLAB_class"] = np.bytes_(kind)
     return made
 
-# %% ../nbs/89_eeg_data.ipynb #40074799
+# %% ../nbs/89_eeg_data.ipynb #52f18809
 def read_cnd(
     folder:str|Path,  # the data set, or its dataCND
 )->list:              # (Stimulus, Recording) of each participant
@@ -264,7 +280,7 @@ def read_cnd(
         if heard != trials: raise ValueError(f"{path.name} has {trials} trials, but {source.name} {heard}")
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #0b790a63
+# %% ../nbs/89_eeg_data.ipynb #4d381628
 def cnd_field(
     variables:dict,
     names:tuple,   # of the struct, either
@@ -277,7 +293,7 @@ def cnd_field(
     if found["data"].dtype != object: raise ValueError(f"{path}: data must be a cell of trials")
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #efed93f1
+# %% ../nbs/89_eeg_data.ipynb #f47207d1
 def cnd_stimulus(
     variables:dict,  # of dataStim.mat
     path:Path,       # for messages
@@ -288,7 +304,7 @@ def cnd_stimulus(
     names += [f"feature{i + 1}" for i in range(len(names), len(stim["data"]))]
     return Stimulus({name: [np.asarray(t, float) for t in row] for name, row in zip(names, stim["data"])}, float(np.ravel(stim["fs"])[0]))
 
-# %% ../nbs/89_eeg_data.ipynb #9af936c9
+# %% ../nbs/89_eeg_data.ipynb #ed4f9c36
 def cnd_recording(
     variables:dict,  # of dataSubN.mat
     path:Path,       # for messages
@@ -307,7 +323,7 @@ def cnd_recording(
                      np.array([[float(np.ravel(p[axis])[0]) for axis in "YXZ"] for p in places])*[-1, 1, 1] if known else None, mastoids,
                      tuple(np.ravel(eeg["origTrialPosition"]).astype(int).tolist()) if np.size(eeg.get("origTrialPosition", ())) else None, path.stem)
 
-# %% ../nbs/89_eeg_data.ipynb #1f375395
+# %% ../nbs/89_eeg_data.ipynb #e2cb40e9
 def write_cnd(
     folder:str|Path,    # the data set; dataCND is made in it
     stimulus:Stimulus,  # what all have heard
@@ -328,7 +344,7 @@ def write_cnd(
             eeg["chanlocs"] = [dict(zip(("labels", "Y", "X", "Z"), (c, *p))) for c, p in zip(recording.channels, places)]
         write_mat(folder/f"dataSub{i + 1}.mat", dict(eeg=eeg), version)
 
-# %% ../nbs/89_eeg_data.ipynb #9192f62a
+# %% ../nbs/89_eeg_data.ipynb #767aeb81
 def cells(
     rows:list,  # of lists of values
 )->ndarray:     # (rows, columns) object array
@@ -338,7 +354,7 @@ def cells(
         for k, value in enumerate(row): made[i, k] = value
     return made
 
-# %% ../nbs/89_eeg_data.ipynb #5fdf1bc5
+# %% ../nbs/89_eeg_data.ipynb #ffbf574d
 def write_npz(
     path:str|Path,
     stimulus:Stimulus,
@@ -352,7 +368,7 @@ def write_npz(
     if recording.order is not None: arrays["order"] = np.array(recording.order)
     np.savez_compressed(path, **arrays)
 
-# %% ../nbs/89_eeg_data.ipynb #939d75e3
+# %% ../nbs/89_eeg_data.ipynb #9177d22c
 def read_npz(
     path:str|Path,
 )->tuple:  # (Stimulus, Recording)
@@ -367,7 +383,7 @@ def read_npz(
     return (Stimulus({n: trials(f"stimulus/{n}/") for n in names}, float(arrays["sample_rates"][0])),
             Recording(trials("eeg/"), float(arrays["sample_rates"][1]), tuple(arrays["channels"].tolist()), arrays.get("positions"), trials("mastoids/") or None, order, str(arrays["name"])))
 
-# %% ../nbs/89_eeg_data.ipynb #17e3cc98
+# %% ../nbs/89_eeg_data.ipynb #619465ea
 def read_bids(
     root:str|Path,          # of the BIDS data set
     subject:str,            # its label, without "sub-"
@@ -389,7 +405,7 @@ def read_bids(
     places = np.array([c["loc"][:3] for c in raw.info["chs"]])
     return Recording(cut, float(rate), tuple(raw.ch_names), places if np.isfinite(places).all() and places.any() else None, name=f"sub-{subject}")
 
-# %% ../nbs/89_eeg_data.ipynb #77ef8663
+# %% ../nbs/89_eeg_data.ipynb #436b6001
 @dataclass(frozen=True)
 class BrainResponse:
     "How a simulated brain answers one feature."
@@ -402,14 +418,14 @@ class BrainResponse:
         "The response function."
         return sum(height*np.exp(-.5*((times - latency)/width)**2) for latency, width, height in self.peaks)
 
-# %% ../nbs/89_eeg_data.ipynb #abfdf8d2
+# %% ../nbs/89_eeg_data.ipynb #23211d3e
 RESPONSES = {  # a negative wave after 100 ms and a positive one after 200 ms at every onset; surprise is answered later and further back
     "onset": BrainResponse(((.1, .02, -1.), (.2, .035, 1.)), (0., .4, .9)),
     "envelope": BrainResponse(((.06, .02, .6), (.15, .03, -.4)), (0., .6, .8)),
     "IC": BrainResponse(((.22, .03, .5), (.4, .05, -1.)), (0., -.4, .9)),
 }
 
-# %% ../nbs/89_eeg_data.ipynb #7ef40e40
+# %% ../nbs/89_eeg_data.ipynb #96da0239
 def head_positions(
     channels:int,
 )->ndarray:  # (channels, 3), unit vectors; x right, y front, z up
@@ -418,7 +434,7 @@ def head_positions(
     z, turn = 1 - .95*i/channels, np.pi*(1 + 5**.5)*i
     return np.stack([np.sqrt(1 - z**2)*np.cos(turn), np.sqrt(1 - z**2)*np.sin(turn), z], 1)
 
-# %% ../nbs/89_eeg_data.ipynb #449c1b50
+# %% ../nbs/89_eeg_data.ipynb #80bcf482
 def pink_noise(
     samples:int,
     channels:int,
@@ -434,7 +450,7 @@ def pink_noise(
     mixing = rng.standard_normal((4, channels))
     return np.sqrt(1 - shared)*coloured(channels) + np.sqrt(shared)*coloured(4) @ (mixing/np.linalg.norm(mixing, axis=0))
 
-# %% ../nbs/89_eeg_data.ipynb #19a47b9e
+# %% ../nbs/89_eeg_data.ipynb #3731593d
 def simulate_eeg(
     stimulus:Stimulus,     # features of one dimension, some named as the responses
     responses:dict,        # {feature: `BrainResponse`}, those that the brain answers; RESPONSES has three
@@ -463,7 +479,7 @@ def simulate_eeg(
         found.append(Recording([a + n for a, n in zip(answers, noise)], rate, tuple(f"E{c + 1}" for c in range(channels)), places, name=f"simulated {person + 1}"))
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #1bc0ee33
+# %% ../nbs/89_eeg_data.ipynb #ea44b0a8
 def flat_positions(
     positions:ndarray,  # (channels, 3), x right, y front, z up
 )->ndarray:             # (channels, 2), x right, y front; the ears at distance 1
@@ -472,7 +488,7 @@ def flat_positions(
     away, across = np.arccos(np.clip(unit[:, 2:], -1, 1))/(np.pi/2), np.linalg.norm(unit[:, :2], axis=1, keepdims=True)
     return unit[:, :2]/np.maximum(across, 1e-9)*away
 
-# %% ../nbs/89_eeg_data.ipynb #eec5e908
+# %% ../nbs/89_eeg_data.ipynb #bbd46a8a
 def detection_power(
     effect:float,       # mean effect size (`Gain.effect`) at some length
     longer:float=1.,    # how many times longer the recording is to be

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
 from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
-                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_mat, read_npz, resample_trials, simulate_eeg, write_cnd,
+                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_mat, read_npz, resample_stimulus, resample_trials, simulate_eeg, write_cnd,
                                   write_mat, write_npz)
 from latentalign.responses import (Gain, NoteFeature, Response, TRFOptions, check_trials, envelope, feature_gain, group_gain, held_frames, impulses,
                                    nested_response, prediction_correlation, spectral_flux, trained_weights, trial_products)
@@ -189,6 +189,11 @@ def test_resampling_keeps_a_slow_sine(before, after):
     for bad in (0, -64):
         with pytest.raises(ValueError, match="positive"): resample_trials([sine(64)], 64, bad)
 
+def test_impulses_stay_impulses():
+    events = np.zeros((640, 1)); events[[10, 100, 639]] = [[1], [2], [3]]
+    slow = resample_stimulus(Stimulus({"onset": [events]}, 64), 32).features["onset"][0]
+    assert len(slow) == 320 and slow[[5, 50, 319], 0].tolist() == [1, 2, 3] and slow.sum() == 6
+
 def test_preparation():
     t = np.arange(512*20)/512
     shared = np.random.default_rng(0).standard_normal((len(t), 1))
@@ -331,3 +336,35 @@ def test_heads_are_round():
     places = head_positions(64)
     assert np.allclose(np.linalg.norm(places, axis=1), 1) and (places[:, 2] > 0).all() and np.linalg.norm(places[:, None] - places + 9*np.eye(64)[..., None], axis=2).min() > .1
     assert np.allclose(flat_positions(np.array([[0, 0, 9.], [2, 0, 0], [0, 1, 1]])), [[0, 0], [1, 0], [0, .5]])
+
+
+# the notebook
+
+TOP = Path(__file__).resolve().parent.parent
+
+def run_notebook(folder, **parameters):
+    "The notebook through papermill; returns its report."
+    import papermill
+    with quiet(): papermill.execute_notebook(TOP/"nbs/evaluate_eeg.ipynb", folder/"evaluate_eeg.ipynb", parameters | {"out": str(folder/"out")}, progress_bar=False, cwd=TOP, kernel_name="python3")
+    return json.loads((folder/"out/report.json").read_text())
+
+def test_the_notebook_finds_what_the_simulator_put_in(tmp_path):
+    report = run_notebook(tmp_path, participants=2, minutes=3., shuffles=9, channels=3, snr_db=-6., levels="0.4", lambdas="1e-2,1,100", folds=3, power_minutes="")
+    gain = {r["variant"]: r["gain"] for r in report["rows"]}
+    assert gain["IDyOM"] > gain["good"] > gain["poor"] and next(r for r in report["rows"] if r["variant"] == "IDyOM")["p"] == .1
+    assert {p.name for p in (tmp_path/"out").iterdir()} >= {"gain.png", "kernels.png", "report.json"}
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_notebook_reads_cnd_and_tables(tmp_path, version):
+    "Surprisal in the data set (IC_true is answered) and in tables (false: of other notes)."
+    rng = np.random.default_rng(0)
+    stimulus, ic = notes(3, 3)
+    wrote = Stimulus({"onset": stimulus.features["onset"], "IC_true": stimulus.features["IC"]}, RATE)
+    write_cnd(tmp_path, wrote, simulate_eeg(stimulus, {k: RESPONSES[k] for k in ("onset", "IC")}, -3, 1, 4), version)
+    (tmp_path/"tables").mkdir()
+    for trial, onsets in enumerate(ic.onsets):
+        ends = np.arange(1, round(onsets[-1]*10) + 20)/10
+        np.savetxt(tmp_path/f"tables/{trial + 1}.csv", np.stack([ends, rng.gamma(2, 1, len(ends))], 1), delimiter=",", header="Time,IC_0.3", comments="")
+    report = run_notebook(tmp_path, data=str(tmp_path), tables=f"false={tmp_path/'tables'}", shuffles=9, lambdas="1e-2,1,100", folds=3, sample_rate=float(RATE))
+    rows = {r["variant"]: r for r in report["rows"]}
+    assert rows["IC_true"]["p"] == .1 and rows["IC_true"]["gain"] > .02 > rows["false"]["gain"] and rows["false"]["noise_level"] == .3 and report["settings"]["base"] == ["onset"]

@@ -1,7 +1,8 @@
 "Melodies, prediction by partial matching, and the expectation model: figures of other programs, a naive model, bad input."
-import math, warnings
+import json, math, warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pytest
 from latentalign.expectation import (COMBINATIONS, MODES, Agreement, ExpectationModel, agreement, combine, correlation, encoder_delay, frames_to_notes,
                                      notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
@@ -313,6 +314,17 @@ def test_empty_corpora_and_impossible_folds():
     for folds in (1, 4):
         with pytest.raises(ValueError, match=f"3 melodies.*{folds} folds"): ExpectationModel().fit(CORPUS).cross_validate(folds)
 
+def test_an_interrupted_listener_is_what_it_was(monkeypatch):
+    model = ExpectationModel(("cpitch", "cpint")).fit(CORPUS)
+    before, folds = model.information_content(HEARD).ic, [e.ic for e in model.cross_validate(3)]
+    def interrupt(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr("latentalign.expectation.weigh_up", interrupt)
+        for do in (lambda: model.information_content([HEARD, HEARD]), lambda: model.cross_validate(3)):
+            with pytest.raises(KeyboardInterrupt): do()
+    assert np.array_equal(model.information_content(HEARD).ic, before) and all(np.array_equal(a, b.ic) for a, b in zip(folds, model.cross_validate(3)))
+    with pytest.raises(ValueError, match="no note has a value of ioi"): ExpectationModel(("ioi",), "ioi", mode="stm").information_content(tune([60]))
+
 def test_an_alphabet_of_one_and_combinations_of_nothing():
     assert ExpectationModel().fit([tune([60, 60])]).information_content(tune([60, 60, 60])).ic.tolist() == [0, 0, 0]
     assert np.allclose(combine(np.full((2, 3, 4), np.nan), 2, "arithmetic"), .25)
@@ -471,3 +483,51 @@ def test_tables_of_surprisal(tmp_path):
 def test_loudness():
     wave = np.concatenate([np.full(1000, .1), np.ones(1000)])
     assert np.allclose(onset_loudness(wave, 1000, [0, .99, 1, 1.999], .01), [-20, -20, 0, 0], atol=1e-6) and np.isnan(onset_loudness(wave, 1000, [-.5, 3])).all()
+
+
+# sound and the notebook
+
+def test_recordings_need_their_melodies(tmp_path):
+    from latentalign.audio import write_audio
+    from latentalign.expectation import recorded_pairs
+    with pytest.raises(ValueError): recorded_pairs(tmp_path)
+    write_audio(tmp_path/"a.wav", np.full(4410, .1, np.float32), 44100)
+    with pytest.raises(ValueError, match="without a partner: a"): recorded_pairs(tmp_path)
+    midi(tmp_path/"a.mid", LINE)
+    (path, melody), = recorded_pairs(tmp_path)
+    assert path.name == "a.wav" and melody.times is not None
+    (tmp_path/"a.mid").unlink(); (tmp_path/"a.krn").write_text(KERN)
+    with pytest.raises(ValueError, match="without times"): recorded_pairs(tmp_path)
+
+TOP = Path(__file__).resolve().parent.parent
+
+def run_notebook(name, folder, **parameters):
+    "A notebook through papermill; returns its report."
+    import papermill
+    with warnings.catch_warnings(action="ignore"):
+        papermill.execute_notebook(TOP/"nbs"/name, folder/name, parameters | {"out": str(folder/"out")}, progress_bar=False, cwd=TOP, kernel_name="python3")
+    return json.loads((folder/"out"/"report.json").read_text())
+
+def test_the_notebook_tells_a_known_correlation(tmp_path):
+    "Tables of an audio model that knows the symbolic surprisal best at noise level 0.4, one variant better than the other."
+    from latentalign.expectation import play_melody
+    rng, folders = np.random.default_rng(0), {name: tmp_path/name for name in ("aligned", "unaligned")}
+    model = ExpectationModel(("cpitch", "cpint*cpintfref")).fit(corpus_melodies("train") + corpus_melodies("valid"))
+    for melody in corpus_melodies("test"):
+        wave, timed = play_melody(melody[:20], 73)
+        expected, ends = model.information_content(timed).ic, np.arange(1, len(wave)/4410)/10
+        at, z = onset_frames(timed.times, ends), (expected - expected.mean())/expected.std()
+        for (name, folder), best in zip(folders.items(), (.9, .5)):
+            columns = [ends]
+            for level in (0., .4, .8):
+                r, values = best*(1 - 1.5*abs(level - .4)), np.zeros(len(ends))
+                values[at] = r*z + (1 - r*r)**.5*rng.standard_normal(len(z))
+                columns.append(values)
+            folder.mkdir(exist_ok=True)
+            np.savetxt(folder/f"{melody.name}-73.csv", np.stack(columns, 1), delimiter=",", header="Time,IC_0.0,IC_0.4,IC_0.8", comments="")
+    report = run_notebook("evaluate_expectation.ipynb", tmp_path, tables=",".join(f"{k}={v}" for k, v in folders.items()), essen=0, programs="73", notes=20, viewpoints="cpitch,cpint*cpintfref")
+    row = lambda variant, level, kind="pearson": next(r for r in report["rows"] if (r["variant"], r["noise_level"], r["kind"]) == (variant, level, kind))
+    for variant, best in (("aligned", .9), ("unaligned", .5)):
+        for level in (0., .4, .8): assert abs(row(variant, level)["mean_over_melodies"] - best*(1 - 1.5*abs(level - .4))) < .15
+        assert max((0., .4, .8), key=lambda level: row(variant, level, "spearman")["pooled"]) == .4 and row(variant, .4)["low"] < row(variant, .4)["pooled"] < row(variant, .4)["high"]
+    assert (tmp_path/"out/levels.png").stat().st_size > 1000 and (tmp_path/"out/notes.png").exists()
