@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 env: $(READY)  ## make .venv with everything pinned in constraints.txt (several GB, some minutes)
 

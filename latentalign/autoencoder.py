@@ -6,7 +6,7 @@
 __all__ = ['encode_windows', 'decode_windows', 'check_latents', 'check_whole', 'fit_length', 'Codec', 'Autoencoder',
            'fingerprint']
 
-# %% ../nbs/54_autoencoder.ipynb #71b3bfbe
+# %% ../nbs/54_autoencoder.ipynb #de3e7240
 import copy
 import hashlib
 import numbers
@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import pad
 
 from .audio import check_wave, resample
+from .blocks import kept_memory
 from .consistency import decode_steps
 from .network import PRESETS, SOUND_LEVEL, AutoencoderNetwork, preset
 from .public_weights import PUBLIC, read_public
@@ -25,7 +26,7 @@ from .storage import load_strictly
 from .transform import to_wave
 from .windows import frame_noise, frame_piece, windows
 
-# %% ../nbs/54_autoencoder.ipynb #7d41e9ea
+# %% ../nbs/54_autoencoder.ipynb #9ea855d2
 def _batches(jobs, size):
     "Consecutive lists of `size` jobs; raises `ValueError` for a size below 1."
     if size < 1: raise ValueError(f"batch_size must be 1 or above, got {size}")
@@ -38,7 +39,7 @@ def _cut(x, start, stop):
     inside = x[max(start, 0):min(stop, len(x))]
     return pad(inside, (max(-start, 0), stop - start - len(inside) - max(-start, 0)))
 
-# %% ../nbs/54_autoencoder.ipynb #253659b7
+# %% ../nbs/54_autoencoder.ipynb #8aad4e68
 def encode_windows(
     model: AutoencoderNetwork,  # the model
     network,                    # windows of sound (batch, samples) → (batch, channels, latent frames)
@@ -57,7 +58,7 @@ def encode_windows(
             out[i, :, w.keep_start:w.keep_stop] = result[:, w.keep_start - w.start:w.keep_stop - w.start]
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #b3365c3d
+# %% ../nbs/54_autoencoder.ipynb #588935ed
 def _decode_batch(model, z, batch, steps, seed):
     "Latents (batch, channels, frames) of some windows → their images (batch, 2, bins, STFT frames)."
     net, pyramid = model.config.network, model.upsampler(z)
@@ -66,7 +67,7 @@ def _decode_batch(model, z, batch, steps, seed):
               .contiguous(memory_format=torch.channels_last) for step in range(steps))
     return decode_steps(lambda x, sigma: model.denoise(x, sigma, pyramid), noises, model.config.noise)
 
-# %% ../nbs/54_autoencoder.ipynb #43b8edda
+# %% ../nbs/54_autoencoder.ipynb #b909d4a8
 def decode_windows(
     model: AutoencoderNetwork,  # the model
     z: torch.Tensor,            # (items, channels, latent frames), as the network has them (not scaled)
@@ -88,7 +89,7 @@ def decode_windows(
             out[i, w.keep_start * step:w.keep_start * step + len(sound)] += sound
     return out
 
-# %% ../nbs/54_autoencoder.ipynb #0163c07a
+# %% ../nbs/54_autoencoder.ipynb #0db716cc
 def check_latents(
     z,              # numpy array or tensor (..., channels, frames)
     channels: int,  # that the model has
@@ -101,7 +102,7 @@ def check_latents(
     if not torch.isfinite(z).all(): raise ValueError("the latents hold NaN or infinity")
     return z.float()
 
-# %% ../nbs/54_autoencoder.ipynb #f922bf2a
+# %% ../nbs/54_autoencoder.ipynb #33edb7c1
 def check_whole(
     name: str, # of the argument
     value,     # what was given for it
@@ -109,7 +110,7 @@ def check_whole(
     "Raise `ValueError` if a value is not a whole number."
     if not isinstance(value, numbers.Integral): raise ValueError(f"{name} must be a whole number, got {value!r}")
 
-# %% ../nbs/54_autoencoder.ipynb #6bd48603
+# %% ../nbs/54_autoencoder.ipynb #d171cef2
 def fit_length(
     wave: torch.Tensor,  # (..., samples)
     length: int | None,  # samples wanted; None: as they are
@@ -123,16 +124,17 @@ def fit_length(
     if missing > frame: warnings.warn(f"length {length} is {missing} samples more than these latents hold, which are filled with silence; was it counted at another sample rate?", stacklevel=3)
     return pad(wave, (0, missing)) if missing > 0 else wave[..., :length]
 
-# %% ../nbs/54_autoencoder.ipynb #39cd4483
+# %% ../nbs/54_autoencoder.ipynb #6f74a5c0
 def _as_given(result, given):
     "numpy in, numpy out; a tensor returns to the device it came from."
     return result.to(given.device) if torch.is_tensor(given) else result.cpu().numpy()
 
-# %% ../nbs/54_autoencoder.ipynb #a9241ff5
+# %% ../nbs/54_autoencoder.ipynb #beb21497
 class Codec(AutoencoderNetwork):
     "Encoding and decoding of sound of any length, with any leading dimensions (batch, channels, both or none)."
 
     @torch.no_grad()
+    @kept_memory()
     def _encode(self, network, wave, sample_rate, batch_size):
         x = resample(check_wave(wave), self.sample_rate if sample_rate is None else sample_rate, self.sample_rate)
         out = encode_windows(self, network, x.reshape(-1, x.shape[-1]), batch_size)
@@ -155,6 +157,7 @@ class Codec(AutoencoderNetwork):
         return self._encode(lambda x: self.encoder.features(self.image(self.take_level(x, SOUND_LEVEL)[0])), wave, sample_rate, batch_size)
 
     @torch.no_grad()
+    @kept_memory()
     def decode(self,
         z,                          # (..., latent_channels, frames), numpy or torch, scaled as `encode` returns them
         length: int = None,         # samples wanted, at `sample_rate`; None: all that the latents hold
@@ -171,7 +174,7 @@ class Codec(AutoencoderNetwork):
         out = fit_length(resample(out, self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
 
-# %% ../nbs/54_autoencoder.ipynb #867a4080
+# %% ../nbs/54_autoencoder.ipynb #b4dd78c0
 class Autoencoder(Codec):
     "A consistency autoencoder: `encode` sound to latents, `decode` latents to sound, load and save."
 
@@ -207,7 +210,7 @@ class Autoencoder(Codec):
         other.config = replace(self.config, window=window, context=self.config.context if context is None else context)
         return other
 
-# %% ../nbs/54_autoencoder.ipynb #5796d3b6
+# %% ../nbs/54_autoencoder.ipynb #da71a260
 def fingerprint(
     model: Autoencoder, # of any size
 )->str: # 16 hexadecimal digits

@@ -7,9 +7,9 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'fingerprint', 'Latents', 'save_latents', 'load_latents', 'encode_file', 'decode_latents', 'at_least',
            'add_manner', 'add_files', 'add_encode', 'add_decoding', 'add_sound', 'run_sound', 'add_decode',
            'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract',
-           'describe_model', 'describe_latents', 'add_info', 'main']
+           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'main']
 
-# %% ../nbs/90_command_line.ipynb #55953c4d
+# %% ../nbs/90_command_line.ipynb #af78992b
 import argparse
 import json
 import sys
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/90_command_line.ipynb #da8facb7
+# %% ../nbs/90_command_line.ipynb #796b9d12
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -36,7 +36,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/90_command_line.ipynb #489431cb
+# %% ../nbs/90_command_line.ipynb #36e5d345
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -54,7 +54,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/90_command_line.ipynb #8519825c
+# %% ../nbs/90_command_line.ipynb #c9b71f88
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -76,7 +76,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/90_command_line.ipynb #23061403
+# %% ../nbs/90_command_line.ipynb #b30c4dfc
 def load_model(
     name: str|None,   # run folder, bundled name, Hub id, or public:NAME[=FILE]; None: the model that comes with the package
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -97,7 +97,7 @@ def load_model(
     try: return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
-# %% ../nbs/90_command_line.ipynb #ec79e7ff
+# %% ../nbs/90_command_line.ipynb #36208e64
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -105,7 +105,7 @@ def fingerprint(
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
-# %% ../nbs/90_command_line.ipynb #2f40b2c7
+# %% ../nbs/90_command_line.ipynb #e48d90e1
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -118,7 +118,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/90_command_line.ipynb #d8da55d5
+# %% ../nbs/90_command_line.ipynb #83b4d6af
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -130,7 +130,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/90_command_line.ipynb #f89d90c1
+# %% ../nbs/90_command_line.ipynb #81998580
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -146,7 +146,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/90_command_line.ipynb #2a691e33
+# %% ../nbs/90_command_line.ipynb #934faf14
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -164,7 +164,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/90_command_line.ipynb #e3872fd1
+# %% ../nbs/90_command_line.ipynb #9a054ee6
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -180,7 +180,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/90_command_line.ipynb #2f629848
+# %% ../nbs/90_command_line.ipynb #1fee7bd0
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -212,7 +212,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help=MODEL_HELP)
     add_manner(parser)
 
-# %% ../nbs/90_command_line.ipynb #4bb2869e
+# %% ../nbs/90_command_line.ipynb #95972f9a
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -227,7 +227,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #f189dd1e
+# %% ../nbs/90_command_line.ipynb #711172ad
 def add_decoding(
     parser, # to be filled in
 )->None:
@@ -260,7 +260,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #5711c28b
+# %% ../nbs/90_command_line.ipynb #4d1a2080
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -279,7 +279,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #fa16f1bd
+# %% ../nbs/90_command_line.ipynb #8e55e901
 def combine_latents(
     sounds: list, # of `Latents`
     gains: list,  # one for each
@@ -296,7 +296,7 @@ def combine_latents(
     if len(set(channels) - {1}) > 1: raise ValueError(f"the sounds differ in their number of channels: {', '.join(map(str, channels))}")
     return Latents(sum(g * s.z for g, s in zip(gains, sounds)), first.samples, first.sample_rate, first.model)
 
-# %% ../nbs/90_command_line.ipynb #3dbe7823
+# %% ../nbs/90_command_line.ipynb #5d556f92
 def sound_latents(
     model,      # an Autoencoder
     mark: str,  # its fingerprint
@@ -328,7 +328,7 @@ def run_mix(
     print(f"{out} written", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_command_line.ipynb #8cfbb5ab
+# %% ../nbs/90_command_line.ipynb #36335263
 def add_result(
     parser, # to be filled in
 )->None:
@@ -357,7 +357,7 @@ def add_subtract(
     add_result(parser)
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
-# %% ../nbs/90_command_line.ipynb #1967799c
+# %% ../nbs/90_command_line.ipynb #f25a62eb
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -381,7 +381,35 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/90_command_line.ipynb #35103f47
+# %% ../nbs/90_command_line.ipynb #a3c53854
+def add_evaluate(
+    parser, # to be filled in
+)->None:
+    "The command `evaluate`: the report of a model, as `nbs/evaluate.ipynb` makes it, and its tables."
+    def run(options):
+        from latentalign.comparison import linearity_table, noise_table
+        from latentalign.reports import evaluate, protocol_named, report_path, write_report
+        out, protocol = report_path(options.checkpoint, options.out), protocol_named(options.protocol, options.changes)
+        if out.exists() and not options.overwrite: print(f"{out} is there already (--overwrite makes it again)", file=sys.stderr); return 0
+        model = load_model(options.checkpoint, options.device)
+        about = {'name': options.checkpoint, **describe_model(model)}
+        report = evaluate(model, options.data.split(','), protocol, tuple(options.sets.split(',')), options.seed, about)
+        for name, found in report['sets'].items():
+            for part, table in (('linearity', linearity_table), ('noise', noise_table)):
+                if part in found: print(f"{name}, {part}\n{table({options.checkpoint: report}, name)}\n")
+        print(f"{write_report(out, report)} written", file=sys.stderr)
+        return 0
+    parser.add_argument('checkpoint', metavar='RUN', help=MODEL_HELP)
+    parser.add_argument('--data', default='scores,melodies', help="test sets with commas between them: scores, melodies, FOLDER, LAYOUT:FOLDER (%(default)s)")
+    parser.add_argument('--sets', default='linearity,latent,noise', help="sets of figures (%(default)s)")
+    parser.add_argument('--protocol', default='quick', help="quick, lin-cae or pa-audioic (%(default)s)")
+    parser.add_argument('--changes', default='', metavar='TEXT', help="other settings of the protocol, e.g. 'clips=8 seconds=1'")
+    parser.add_argument('--seed', type=at_least(0), default=0, help="of clips, gains and noise (0)")
+    parser.add_argument('--out', default='', metavar='FILE', help="the report, *.json; without it evaluation.json in the run folder, or in runs/RUN")
+    add_manner(parser)
+    parser.set_defaults(run=run)
+
+# %% ../nbs/90_command_line.ipynb #25e0c4fb
 def add_info(
     parser, # to be filled in
 )->None:
@@ -394,13 +422,14 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #f5466d24
+# %% ../nbs/90_command_line.ipynb #7327bf60
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),
     'reconstruct': ('command', "sounds to latents and back"),
     'mix': ('command', "the sound of a weighted sum of latents"),
     'subtract': ('command', "the sound of a latent without some others"),
+    'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
     'info': ('command', "what a model or a latent file is"),
 }
 

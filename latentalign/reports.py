@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'PROTOCOLS', 'UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT_VERSION', 'Protocol', 'protocol_named',
            'Chunked', 'Adapted', 'under_protocol', 'unit_of', 'summarise', 'batches', 'pitch_retention',
-           'audible_visqol', 'sound_scores', 'distances', 'Findings', 'picture', 'separation_example', 'measure_set',
-           'evaluate', 'write_report', 'read_report']
+           'audible_visqol', 'sound_scores', 'set_distances', 'check_counts', 'Findings', 'share_headroom', 'picture',
+           'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
 
-# %% ../nbs/75_reports.ipynb #9e7b92e4
+# %% ../nbs/75_reports.ipynb #36d9fb64
 import json
 import math
 import time
@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from .autoencoder import Codec
-from .distances import bootstrap_interval
-from .embeddings import open_embedding
+from .distances import METRICS, MIN_CLIPS, bootstrap_interval, distribution_result
+from .embeddings import embedding_or_crepe
 from .evaluation import GAINS, Coded, clip_gains, effective_rank, latent_spectrum, linearity_values, noisy_latents, separate
 from .metrics import envelope_error, log_mel, mss_error, si_sdr_score, snr_score
 from .network import preset
@@ -30,7 +30,7 @@ from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
 from .train import parse_changes
 from .training import environment
 
-# %% ../nbs/75_reports.ipynb #30f279f6
+# %% ../nbs/75_reports.ipynb #07b9bc00
 SCORE_NAMES = {'mss', 'snr', 'si_sdr', 'envelope', 'visqol', 'pitch'}  # what a reconstruction can be given
 
 
@@ -43,17 +43,17 @@ class Protocol:
     overlap: float = 0.         # seconds that neighbouring chunks share, shorter than half a chunk
     steps: int = 1              # denoising steps of a decoding
     gains: tuple[float, ...] = GAINS        # range of the random gains, one a clip
-    snrs: tuple[float, ...] = (math.inf, 16., 4., 1., .25)  # ratios of powers, latent to noise; the first is infinite: no noise
-    halves: bool = False        # FAD and KAD of half of the clips against the other half of the originals; False: against the same originals
+    snrs: tuple[float, ...] = (math.inf, 16., 4., 1., .25, 0.)  # ratios of powers, latent to noise; infinite, the first: no noise; 0: noise alone
+    halves: bool = False        # FAD and KAD of one half of the clips against the other half of the originals; False: of all against their originals
     scores: tuple[str, ...] = ('mss', 'snr', 'si_sdr', 'envelope', 'visqol', 'pitch')  # of each reconstruction
-    embeddings: tuple[str, ...] = ('crepe',)  # what FAD and KAD are taken of
+    embeddings: tuple[str, ...] = ('crepe',)  # what FAD and KAD are taken of: a name, or NAME=FOLDER with the weights in it
 
     def __post_init__(self):
         if self.clips < 0 or self.seconds < 0 or self.steps < 1: raise ValueError(f"clips and seconds must not be negative and steps must be 1 or above, got {self.clips}, {self.seconds}, {self.steps}")
         if self.chunk and not 0 <= 2 * self.overlap <= self.chunk: raise ValueError(f"chunks of {self.chunk} s cannot overlap by {self.overlap} s")
         if not 0 < self.gains[0] < self.gains[1]: raise ValueError(f"gains must be above 0 and rising, got {self.gains}")
         if unknown := set(self.scores) - SCORE_NAMES: raise ValueError(f"unknown scores {', '.join(sorted(unknown))}; known: {', '.join(sorted(SCORE_NAMES))}")
-        if not self.snrs or self.snrs[0] != math.inf or not all(s > 0 for s in self.snrs): raise ValueError(f"ratios must be positive, the first one infinite, got {self.snrs}")
+        if not self.snrs or self.snrs[0] != math.inf or not all(s >= 0 for s in self.snrs): raise ValueError(f"ratios must not be negative, the first one infinite, got {self.snrs}")
 
 
 PROTOCOLS = {
@@ -70,7 +70,7 @@ def protocol_named(
     "A protocol with some changes; raises `ValueError` for unknown names, that lists the known ones, and for values that cannot be."
     return change_config(preset(name, PROTOCOLS), parse_changes(changes))
 
-# %% ../nbs/75_reports.ipynb #9e56bd85
+# %% ../nbs/75_reports.ipynb #abc4d37e
 class Chunked:
     "A model that codes chunks of a fixed length, each by itself: (clips, samples) ↔ (clips, chunks, channels, frames)."
     def __init__(self,
@@ -106,7 +106,7 @@ class Chunked:
             out[:, k * self.hop:k * self.hop + self.size] += chunk
         return out[:, :length]
 
-# %% ../nbs/75_reports.ipynb #e77e8cf7
+# %% ../nbs/75_reports.ipynb #169f0377
 class Adapted:
     "An autoencoder of this package with the settings of its coding."
     def __init__(self,
@@ -134,7 +134,7 @@ def under_protocol(
     elif protocol.steps != 1: raise ValueError(f"denoising steps are known of this package's models only, and the protocol asks for {protocol.steps}")
     return Chunked(model, protocol.chunk, protocol.overlap) if protocol.chunk else model
 
-# %% ../nbs/75_reports.ipynb #bd4ad7a5
+# %% ../nbs/75_reports.ipynb #a449ab38
 UNITS = {  # what a name ends in → (unit, whether higher is better)
     'si_sdr': ('dB', True), 'snr': ('dB', True), 'mss': ('nepers', False), 'error': ('relative', False), 'envelope': ('dB', False),
     'visqol': ('MOS-LQO', True), 'pitch': ('part of the frames', True), 'fad': ('', False), 'kad': ('', False),
@@ -158,11 +158,11 @@ def summarise(
     "A figure over all clips; its mean is None where no clip has a value, its interval where fewer than two have."
     finite = [v for v in values if math.isfinite(v)]
     unit, higher = unit_of(figure)
-    interval = list(map(float, bootstrap_interval(finite, seed=seed))) if len(finite) > 1 else None
+    interval = list(bootstrap_interval(np.array(finite), seed=seed)) if len(finite) > 1 else None
     return {'mean': float(np.mean(finite)) if finite else None, 'interval': interval, 'n': len(finite), 'unit': unit,
             'higher_is_better': higher, 'values': [v if math.isfinite(v) else None for v in values]}
 
-# %% ../nbs/75_reports.ipynb #b93f2cb3
+# %% ../nbs/75_reports.ipynb #f6e6f253
 def batches(
     clips: ClipSet, # a test set
     size: int = 8,  # clips, at most
@@ -175,7 +175,7 @@ def batches(
         held.append(clip)
     yield together(clips.count - len(held))
 
-# %% ../nbs/75_reports.ipynb #2a96e1a9
+# %% ../nbs/75_reports.ipynb #026bf040
 def pitch_retention(
     estimate: torch.Tensor,   # (clips, samples)
     reference: torch.Tensor,  # (clips, samples)
@@ -218,34 +218,50 @@ def sound_scores(
     if 'pitch' in names and len(coded.stems) == 1: found['pitch'] = pitch_retention(estimate, coded.mixture, notes, rate)
     return found
 
-# %% ../nbs/75_reports.ipynb #623a8415
-def distances(
-    vectors: dict,  # label of a ratio, or 'original' → one array (n, d) a clip
-    label: str,     # of the ratio
-    name: str,      # of the embedding
-    halves: bool,   # the first half of the clips against the originals of the second; False: all against their originals
-    seed: int,      # of the bootstrap
-)->dict: # 'NAME_fad' and 'NAME_kad', as `summarise` gives them
-    "FAD and KAD of the reconstructions at one ratio."
-    half = len(vectors['original']) // 2
-    estimate, reference = (vectors[label][:half], vectors['original'][half:]) if halves else (vectors[label], vectors['original'])
-    return {}
+# %% ../nbs/75_reports.ipynb #86d0d87b
+def set_distances(
+    vectors: dict,    # label of a ratio, or 'original' → (rows, dimensions) of each clip
+    label: str,       # of the ratio
+    embedding: str,   # its name
+    sample_rate: int, # of the clips, Hz
+    protocol: Protocol, # halves or not
+    seed: int = 0,    # of the bootstrap
+)->dict: # 'EMBEDDING_fad' and 'EMBEDDING_kad': mean (the value), interval, n, unit, higher_is_better, and all the value depends on
+    "FAD and KAD of the reconstructions at one ratio; raises `ValueError` for too few clips."
+    ours, theirs, half = vectors[label], vectors['original'], len(vectors['original']) // 2
+    if protocol.halves: ours, theirs = ours[:half], theirs[half:]
+    results = [distribution_result(metric, ours, theirs, embedding, sample_rate, paired=not protocol.halves, seed=seed) for metric in METRICS]
+    return {f'{embedding}_{r.metric.lower()}': {'mean': r.value, 'interval': [r.low, r.high], 'n': r.estimate_clips, 'unit': '', 'higher_is_better': False, **asdict(r)}
+            for r in results}
 
-# %% ../nbs/75_reports.ipynb #5a5532d1
+
+def check_counts(
+    opened: list,       # of `ClipSet`
+    protocol: Protocol, # embeddings, halves or not
+)->None:
+    "Raise `ValueError` for a test set with too few clips for the distances of distributions that a protocol asks for."
+    for clips in opened:
+        count = clips.count // 2 if protocol.halves else clips.count
+        if protocol.embeddings and count < MIN_CLIPS:
+            raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
+
+# %% ../nbs/75_reports.ipynb #c22d0e62
 FIGURE_SETS = ('linearity', 'latent', 'noise')
 
 
 class Findings:
     "What has been found out about a model on the clips of a test set so far."
     def __init__(self,
+        sample_rate: int,    # of the model, Hz
         protocol: Protocol,  # settings
         wanted: tuple,       # of FIGURE_SETS
-        seed: int,           # of gains and noise
+        seed: int,           # of gains, noise and bootstrap
     ):
-        self.protocol, self.wanted, self.seed = protocol, wanted, seed
+        self.sample_rate, self.protocol, self.wanted, self.seed = sample_rate, protocol, wanted, seed
         self.linearity, self.latents, self.noise = {}, [], {f'{snr:g}': {} for snr in protocol.snrs}
-        self.embed = {name: open_embedding(name) for name in protocol.embeddings} if 'noise' in wanted else {}
-        self.vectors = {name: {} for name in self.embed}  # embedding → ratio or 'original' → one array a clip
+        opened = [embedding_or_crepe(name, folder or None) for name, _, folder in (spec.partition('=') for spec in protocol.embeddings)] if 'noise' in wanted else []
+        self.embed = {embed.name: embed for embed in opened}
+        self.vectors = {name: {} for name in self.embed}  # embedding → ratio or 'original' → (rows, dimensions) of each clip
 
     def add(self,
         coded: Coded,  # clips
@@ -259,16 +275,16 @@ class Findings:
         if 'latent' in self.wanted: self.latents.append(coded.z.movedim(-2, 0).flatten(1).cpu())
         tell(len(notes))
         if 'noise' not in self.wanted: return
-        self.add_vectors('original', coded.mixture, coded.model.sample_rate)
+        self.add_vectors('original', coded.mixture)
         for snr in self.protocol.snrs:
             sound = coded.sound if snr == math.inf else coded.decode(noisy_latents(coded.z, snr, self.seed, first))
             _append(self.noise[f'{snr:g}'], sound_scores(sound, coded, notes, self.protocol.scores))
-            self.add_vectors(f'{snr:g}', sound, coded.model.sample_rate)
+            self.add_vectors(f'{snr:g}', sound)
             tell(len(notes))
 
-    def add_vectors(self, label, sound, sample_rate):
+    def add_vectors(self, label, sound):
         "Keep the embeddings of some sounds."
-        for name, embed in self.embed.items(): self.vectors[name].setdefault(label, []).extend(embed(wave[None], sample_rate) for wave in sound)
+        for name, embed in self.embed.items(): self.vectors[name].setdefault(label, []).extend(embed(wave, self.sample_rate) for wave in sound)
 
 
     def report(self)->dict: # plain values
@@ -281,7 +297,7 @@ class Findings:
         if 'noise' in self.wanted:
             found['noise'] = {label: summary(values) for label, values in self.noise.items()}
             for name, vectors in self.vectors.items():
-                for label in self.noise: found['noise'][label] |= distances(vectors, label, name, self.protocol.halves, self.seed)
+                for label in self.noise: found['noise'][label] |= set_distances(vectors, label, name, self.sample_rate, self.protocol, self.seed)
         return found
 
 
@@ -289,7 +305,16 @@ def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())
 
-# %% ../nbs/75_reports.ipynb #e34492f8
+# %% ../nbs/75_reports.ipynb #67db0353
+def share_headroom(
+    sounds: list,      # waves of any lengths
+    peak: float = .98, # that none exceeds
+)->list: # the waves, all scaled alike
+    "Sounds at the levels they have to each other: as they are, or all quieter by the same gain where one would clip."
+    loudest = max(float(sound.abs().max()) for sound in sounds)
+    return [sound * min(1., peak / max(loudest, 1e-9)) for sound in sounds]
+
+# %% ../nbs/75_reports.ipynb #46b3b962
 def picture(
     wave: torch.Tensor, # (samples,)
     sample_rate: int,   # Hz
@@ -309,7 +334,7 @@ def separation_example(
     return {'clip': clip.name, 'seconds': coded.mixture.shape[-1] / model.sample_rate, 'mixture': show(coded.mixture),
             'stems': {name: {'separated': show(found), 'autoencoded': show(aim)} for name, (found, aim) in pairs.items()}}
 
-# %% ../nbs/75_reports.ipynb #9583ab99
+# %% ../nbs/75_reports.ipynb #40de1efb
 REPORT_VERSION = 1  # raised when an entry changes its meaning
 
 
@@ -321,7 +346,7 @@ def measure_set(
     seed: int,          # of gains, noise and bootstrap
 )->dict: # plain values
     "All figures of a model on a test set, with a progress bar."
-    start, findings = time.perf_counter(), Findings(protocol, wanted, seed)
+    start, findings = time.perf_counter(), Findings(model.sample_rate, protocol, wanted, seed)
     parts = 1 + len(protocol.snrs) * ('noise' in wanted)
     with tqdm(total=clips.count * parts, desc=clips.name, unit='clip', mininterval=1) as bar:
         for first, stems, notes in batches(clips): findings.add(Coded(model, stems), notes, first, bar.update)
@@ -343,14 +368,25 @@ def evaluate(
     adapted = under_protocol(model, protocol)
     opened = [open_test_set(name, model.sample_rate, protocol.clips, protocol.seconds, seed) for name in data]
     if len({clips.name for clips in opened}) < len(opened): raise ValueError(f"two test sets have the same name: {', '.join(clips.name for clips in opened)}")
+    if 'noise' in figures: check_counts(opened, protocol)
     start = time.perf_counter()
     sets = {clips.name: measure_set(adapted, clips, protocol, figures, seed) for clips in opened}
-    settings = asdict(protocol) | {'snrs': [f'{snr:g}' for snr in protocol.snrs], 'figures': figures, 'seed': seed}
+    settings = asdict(protocol) | {'embeddings': [e.partition('=')[0] for e in protocol.embeddings], 'snrs': [f'{snr:g}' for snr in protocol.snrs], 'figures': figures, 'seed': seed}
     report = {'version': REPORT_VERSION, 'model': about, 'sample_rate': model.sample_rate, 'settings': settings, 'environment': environment(),
               'seconds': time.perf_counter() - start, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
-# %% ../nbs/75_reports.ipynb #f694cfda
+# %% ../nbs/75_reports.ipynb #6728cbd8
+def report_path(
+    checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
+    out: str = '',   # *.json; '': evaluation.json in the run folder, or in a folder of the name in runs
+)->Path: # where the report goes
+    "Where the report of a model is kept."
+    if out: return Path(out)
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')
+    return folder / 'evaluation.json'
+
+
 def write_report(
     path,         # *.json
     report: dict, # from `evaluate`

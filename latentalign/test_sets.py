@@ -6,7 +6,7 @@
 __all__ = ['level_per_clip', 'check_stems', 'Clip', 'ClipSet', 'rendered_set', 'melody_set', 'check_files', 'read_stems',
            'track_set', 'open_test_set']
 
-# %% ../nbs/73_test_sets.ipynb #39488fba
+# %% ../nbs/73_test_sets.ipynb #7fd013ed
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .audio_files import MIN_LEVEL_DB, crop_at, level_db
 from .datasets import LAYOUTS, layout_items, stem_tracks
 from .scores import RenderedScores
 
-# %% ../nbs/73_test_sets.ipynb #25703e0e
+# %% ../nbs/73_test_sets.ipynb #713be582
 def level_per_clip(
     wave: torch.Tensor, # (clips, samples)
 )->torch.Tensor: # (clips,), dB, -inf for silence
@@ -49,7 +49,7 @@ def check_stems(
     if (worst := float(over.max())) > tolerance_db: raise ValueError(f"the stems do not add up to the mixture: what is left over lies at {worst:.1f} dB against it, allowed are {tolerance_db:g} dB")
     return checked
 
-# %% ../nbs/73_test_sets.ipynb #eaaa5943
+# %% ../nbs/73_test_sets.ipynb #45d713e1
 @dataclass(frozen=True)
 class Clip:
     "A sound to measure a model on."
@@ -70,7 +70,7 @@ class ClipSet:
         "The clips, one after the other."
         return map(self.load, range(self.count))
 
-# %% ../nbs/73_test_sets.ipynb #5148b1ff
+# %% ../nbs/73_test_sets.ipynb #a8f71e3a
 def rendered_set(
     sample_rate: int,    # Hz
     clips: int = 48,     # how many
@@ -106,7 +106,7 @@ def melody_set(
         return Clip(f'{made.piece}, melody {i}', {'vocals': wave}, notes)
     return ClipSet('melodies', load, clips, 'notes')
 
-# %% ../nbs/73_test_sets.ipynb #207b4e21
+# %% ../nbs/73_test_sets.ipynb #74b8dd6b
 def check_files(
     name: str,   # of the track, for the message
     paths: list, # its files
@@ -155,7 +155,7 @@ def track_set(
         return Clip(track, waves)
     return ClipSet(name, load, count, 'stems' if len(tracks[0][1]) > 1 else 'sounds')
 
-# %% ../nbs/73_test_sets.ipynb #dd666df4
+# %% ../nbs/73_test_sets.ipynb #9eabd515
 def open_test_set(
     data: str,          # 'scores', 'melodies', FOLDER or LAYOUT:FOLDER
     sample_rate: int,   # of the model, Hz

@@ -1,4 +1,4 @@
-"""Figures of linearity, noise on latents and the reports made of them, on models whose answers are known by hand."""
+"""Figures of linearity and noise on latents, on models whose answers are known by hand."""
 import math
 
 import numpy as np

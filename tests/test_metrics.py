@@ -1,8 +1,13 @@
 "Metrics against numbers of other programs, closed forms, and the inputs they refuse."
-import math, subprocess, sys
+import json, math, subprocess, sys, urllib.error, warnings
+from dataclasses import asdict
+from itertools import combinations, product
+from statistics import median
 import numpy as np, pytest, torch
-from latentalign import perceptual
+from latentalign import embeddings, perceptual
 from latentalign.audio import resample
+from latentalign.distances import METRICS, MIN_CLIPS, bootstrap_interval, distribution_result, frechet_error, kernel_error, median_distance
+from latentalign.embeddings import EMBEDDINGS, VGGISH_FILE, Embedding, VGGish, embedding_or_crepe, open_embedding, vggish_picture
 from latentalign.metrics import check_pair, envelope_error, log_mel, mel_filters, mss_error, si_sdr_score, snr_score, spectral_envelope
 from latentalign.perceptual import PitchScore, compare_pitch, crepe_features, crepe_frames, find_extra, melody_score, note_pitch, pitch_score, track_pitch, visqol_score
 from latentalign.soundfont import Note
@@ -130,7 +135,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"torchcrepe: pip install 'latentalign\[eval\]'"): track_pitch(plucks(), 48000)
 
 def test_importing_loads_no_extra():
-    script = "import sys, latentalign.perceptual; print(*{'visqol', 'torchcrepe', 'librosa', 'scipy', 'torchaudio', 'numba'} & set(sys.modules))"
+    script = "import sys, latentalign.perceptual, latentalign.embeddings; print(*{'visqol', 'torchcrepe', 'transformers', 'librosa', 'scipy', 'torchaudio', 'numba'} & set(sys.modules))"
     assert not subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -199,3 +204,225 @@ def test_bad_pitch_input():
     with pytest.raises(ValueError, match="NaN"): melody_score(torch.full((8000,), math.nan), [], 16000)
     with pytest.raises(ValueError, match="shapes differ"): pitch_score(torch.zeros(8000), torch.zeros(8001), 16000)
     with pytest.raises(ValueError, match="sample rate"): track_pitch(tone(220), 0)
+
+
+# embeddings
+
+def test_an_embedding_hears_the_whole_clip_and_nothing_else():
+    seen = []
+    last = Embedding("last", 8000, 5, 1, lambda cuts: seen.append(cuts) or cuts[:, -1:])
+    assert last(torch.arange(17.), 8000).tolist() == [[4], [9], [14], [16]]
+    assert last(torch.arange(5.), 8000).tolist() == [[4]] and last(torch.ones(3), 8000).tolist() == [[0]]
+    assert last(torch.zeros(16000), 16000).shape == (1600, 1) and max(map(len, seen)) == 8
+    short = Embedding("length", 8000, 5, 1, lambda cuts: torch.full((len(cuts), 1), float(cuts.shape[1])), pad=False)
+    assert short(torch.ones(3), 8000).tolist() == [[3]]
+    for bad, word in ((torch.zeros(2, 9), r"\(2, 9\)"), (torch.full((9,), math.nan), "9 samples"), (torch.zeros(0), "empty")):
+        with pytest.raises(ValueError, match=word): last(bad, 8000)
+    with pytest.raises(ValueError, match="sample rate"): last(torch.zeros(9), -8000)
+
+def test_crepe_embeds_without_download():
+    crepe = open_embedding("crepe")
+    wave = torch.cat([tone(220, 1.3), tone(330, 1.3)])
+    rows = crepe(wave, 22050)
+    assert crepe.name == "crepe" and rows.shape == (3, 256) and rows.dtype == torch.float32 and torch.equal(rows, crepe(wave, 22050))
+    assert torch.allclose(rows[0], crepe_features(crepe_frames(resample(wave, 22050, 16000)[:16000], 16000)[0]).mean(0), atol=1e-5)
+    assert crepe(torch.zeros(8000), 16000).isfinite().all()
+
+@pytest.fixture(scope="module", params=["rand_trunc", "fusion"])
+def tiny_clap(request, tmp_path_factory):
+    "A CLAP of random weights in the layout of transformers, once without and once with the fusion of long clips."
+    from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
+    folder = tmp_path_factory.mktemp("clap")
+    torch.manual_seed(0)
+    audio = ClapAudioConfig(patch_embeds_hidden_size=8, depths=[1, 1], num_attention_heads=[1, 2], hidden_size=16, num_mel_bins=64, projection_dim=12, enable_fusion=request.param == "fusion")
+    text = ClapTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9, projection_dim=12)
+    ClapModel(ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=12)).save_pretrained(folder)
+    ClapFeatureExtractor(frequency_min=50, truncation=request.param).save_pretrained(folder)
+    return folder
+
+def test_clap_is_read_from_a_folder_and_draws_nothing_at_random(tiny_clap, capfd):
+    from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
+    clap = open_embedding("clap", tiny_clap)
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+    wave = .1*torch.randn(14*24000, generator=torch.Generator().manual_seed(0))
+    rows = [(np.random.seed(seed), clap(wave, 24000))[1] for seed in (0, 1)]
+    assert clap.name == "clap" and clap.dimensions == 12 and rows[0].shape == (2, 12) and torch.equal(*rows)
+    first = resample(wave, 24000, 48000)[:480000]
+    features = ClapFeatureExtractor.from_pretrained(tiny_clap)(first.numpy(), sampling_rate=48000, return_tensors="pt")["input_features"]
+    with torch.inference_mode(): want = ClapAudioModelWithProjection.from_pretrained(tiny_clap).eval()(features.float(), is_longer=torch.zeros(1, 1, dtype=bool)).audio_embeds[0]
+    assert torch.allclose(rows[0][0], want/want.norm(), atol=1e-5)
+
+def test_an_incomplete_clap_is_refused(tiny_clap, tmp_path):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(tiny_clap/"model.safetensors")
+    save_file({k: v for k, v in weights.items() if "audio_projection.linear1" not in k}, tmp_path/"model.safetensors", metadata={"format": "pt"})
+    for name in ("config.json", "preprocessor_config.json"): (tmp_path/name).symlink_to(tiny_clap/name)
+    with pytest.raises(ValueError, match="lacks 2 weights.*audio_projection.linear1.*larger_clap_music.*'crepe'"): open_embedding("clap", tmp_path)
+
+def small_vggish(hidden=4): return VGGish(channels=(2, 3, 2, 3, 2, 3), hidden=hidden)
+
+def test_vggish_is_read_from_the_published_layout(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    names = {f"features.{i}.{kind}" for i in (0, 3, 6, 8, 11, 13) for kind in ("weight", "bias")} | {f"embeddings.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
+    net = small_vggish()
+    assert set(net.state_dict()) == names
+    torch.save(net.state_dict(), tmp_path/VGGISH_FILE)
+    monkeypatch.setattr(embeddings, "VGGish", small_vggish)
+    vggish = open_embedding("vggish", tmp_path)
+    wave = .1*torch.randn(40000, generator=torch.Generator().manual_seed(0))
+    rows = vggish(wave, 16000)
+    assert vggish.name == "vggish" and rows.shape == (3, 128) and torch.equal(rows, vggish(wave, 16000))
+    with torch.inference_mode(): assert torch.allclose(rows[2], net(vggish_picture(wave[None, -15600:]))[0], atol=1e-6)
+    torch.save(small_vggish(5).state_dict(), tmp_path/VGGISH_FILE)
+    with pytest.raises(ValueError, match="does not fit"): open_embedding("vggish", tmp_path)
+    (tmp_path/VGGISH_FILE).write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="refused"): open_embedding("vggish", tmp_path)
+
+def test_the_picture_that_vggish_sees():
+    "One band of the first frame, summed by hand from the definition."
+    assert vggish_picture(torch.zeros(2, 15600)).shape == (2, 1, 96, 64)
+    mel = lambda f: 1127*math.log(1 + f/700)
+    edges = [mel(125) + i*(mel(7500) - mel(125))/65 for i in range(66)]
+    a, f = .3, 3000.
+    wave = a*torch.sin(2*math.pi*f*torch.arange(15600)/16000)
+    window = .5 - .5*torch.cos(2*math.pi*torch.arange(400)/400)
+    spectrum = [abs(sum(complex(w*x*math.cos(-2*math.pi*k*n/512), w*x*math.sin(-2*math.pi*k*n/512)) for n, (w, x) in enumerate(zip(window.tolist(), wave[:400].tolist())))) for k in range(80, 114)]
+    band = 42
+    weights = [max(0, min((mel(k*31.25) - edges[band])/(edges[band + 1] - edges[band]), (edges[band + 2] - mel(k*31.25))/(edges[band + 2] - edges[band + 1]))) for k in range(80, 114)]
+    want = math.log(sum(s*w for s, w in zip(spectrum, weights)) + .01)
+    assert float(vggish_picture(wave[None])[0, 0, 0, band]) == pytest.approx(want, abs=1e-3) and want > 0
+
+def test_missing_weights_say_what_to_fetch_and_what_is_used_instead(monkeypatch, tmp_path):
+    def offline(*args, **kwargs): raise urllib.error.URLError("no network")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    for name, folder, words in (("vggish", None, "no network.*fetch https://github.com/.*vggish-10086976.pth.*'crepe'"), ("vggish", tmp_path, f"{tmp_path.name} holds no.*fetch.*'crepe'"),
+                                ("clap", None, "no network.*fetch config.json.*huggingface.co/laion/larger_clap_music.*'crepe'"), ("clap", tmp_path, f"{tmp_path.name}.*fetch.*'crepe'"),
+                                ("clap", "nowhere", "neither a folder nor a Hub id.*fetch.*'crepe'")):
+        with pytest.raises(ValueError, match=words): open_embedding(name, folder)
+        with pytest.warns(UserWarning, match=f"{words}.*Used instead: 'crepe'"): assert embedding_or_crepe(name, folder).name == "crepe"
+    with pytest.raises(ValueError, match="openl3.*clap, vggish, crepe"): open_embedding("openl3")
+    with pytest.raises(ValueError, match="openl3.*clap, vggish, crepe"): embedding_or_crepe("openl3")
+    assert list(EMBEDDINGS) == ["clap", "vggish", "crepe"]
+    with warnings.catch_warnings(action="error"): assert embedding_or_crepe("crepe").name == "crepe"
+
+def test_published_vggish_if_it_is_here():
+    "The smoke test of the TensorFlow original: 3 s of 1 kHz, after the last ReLU: mean 0.131, deviation 0.238."
+    from pathlib import Path
+    if not (Path(torch.hub.get_dir())/"checkpoints"/VGGISH_FILE).is_file(): pytest.skip("its weights were never downloaded")
+    rows = open_embedding("vggish")(torch.sin(2*math.pi*1000*torch.arange(3*44100)/44100), 44100).relu()
+    assert float(rows.mean()) == pytest.approx(.131, rel=.1) and float(rows.std(correction=0)) == pytest.approx(.238, rel=.1)
+
+
+# distances between sets
+
+def exact(n, mean, covariance, seed=0):
+    "A set of n rows with exactly this mean and covariance (divided by n - 1)."
+    rows = np.random.default_rng(seed).standard_normal((n, len(mean)))
+    return np.linalg.qr(rows - rows.mean(0))[0]*np.sqrt(n - 1) @ np.linalg.cholesky(np.asarray(covariance, float)).T + mean
+
+def test_fad_of_gaussians_in_closed_form():
+    assert frechet_error(exact(7, [3.], [[4.]], 0), exact(31, [1.], [[9.]], 1)) == pytest.approx(4 + (2 - 3)**2, abs=1e-12)
+    diagonal = frechet_error(exact(20, [0, 0, 1], np.diag([1, 4, 9]), 2), exact(30, [0, 2, 1], np.diag([4, 4, 1]), 3))
+    assert diagonal == pytest.approx(4 + (1 + 0 + 4), abs=1e-12)  # offset squared, then (1 - 2)^2 + (2 - 2)^2 + (3 - 1)^2
+    rotate = np.linalg.qr(np.random.default_rng(4).standard_normal((3, 3)))[0]
+    assert frechet_error(exact(20, [0, 0, 1], np.diag([1, 4, 9]), 2) @ rotate, exact(30, [0, 2, 1], np.diag([4, 4, 1]), 3) @ rotate) == pytest.approx(diagonal, abs=1e-11)
+
+def test_fad_is_the_textbooks_where_that_works():
+    scipy = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((300, 8)) @ rng.standard_normal((8, 8)), rng.standard_normal((200, 8)) @ rng.standard_normal((8, 8)) + 1
+    a, b, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False), x.mean(0) - y.mean(0)
+    assert frechet_error(x, y) == pytest.approx(float(d @ d + np.trace(a + b - 2*scipy.sqrtm(a @ b).real)), rel=1e-9)
+    assert frechet_error(torch.tensor(x), torch.tensor(y)) == frechet_error(x, y) == pytest.approx(frechet_error(y, x), rel=1e-12)
+
+@pytest.mark.parametrize("n, d", [(5, 400), (400, 5)])
+def test_fad_of_few_and_of_many(n, d):
+    x = np.random.default_rng(0).standard_normal((n, d))*1e3
+    assert 0 <= frechet_error(x, x) < 1e-6 and frechet_error(x + 2, x) == pytest.approx(4*d, rel=1e-6)
+    assert frechet_error(3*x, x) == pytest.approx(4*np.square(x - x.mean(0)).sum()/(n - 1) + 4*np.square(x.mean(0)).sum(), rel=1e-9)
+
+X, Y = np.array([[0., 0], [1, 0], [0, 2], [3, 3]]), np.array([[1., 1], [2, 0], [4, 1]])
+
+@pytest.mark.parametrize("bandwidth", ["reference", "estimate", "both", 1.7])
+def test_kad_by_the_definition(bandwidth):
+    rows = {"reference": Y, "estimate": X, "both": [*X, *Y]}.get(bandwidth)
+    h = bandwidth if rows is None else median(math.dist(a, b) for a, b in combinations(rows, 2))
+    k = lambda a, b: math.exp(-math.dist(a, b)**2/(2*h**2))
+    within = lambda rows: sum(k(a, b) for a, b in combinations(rows, 2))*2/(len(rows)*(len(rows) - 1))
+    want = 100*(within(X) + within(Y) - 2*sum(k(a, b) for a, b in product(X, Y))/12)
+    assert kernel_error(X, Y, bandwidth) == pytest.approx(want, abs=1e-11)
+    far = np.array([1e4, -1e4])                                                     # a common offset costs no digits
+    assert kernel_error(X + far, Y + far, bandwidth) == pytest.approx(want, abs=1e-6)
+
+def test_kad_of_equal_distributions_is_about_zero_and_has_no_bias():
+    rng = np.random.default_rng(0)
+    values = [kernel_error(*rng.standard_normal((2, 12, 5))) for _ in range(400)]
+    assert abs(np.mean(values)) < 3*np.std(values)/20 and min(values) < 0 < max(values)
+    a, b = rng.standard_normal((2, 800, 5))
+    h, shift = 2., 1.5
+    want = 200*(h**2/(h**2 + 2))**2.5*(1 - math.exp(-shift**2/(2*(h**2 + 2))))
+    assert kernel_error(a + np.eye(5)[0]*shift, b, h) == pytest.approx(want, rel=.1)
+
+def test_sets_that_cannot_be_compared():
+    for f in (frechet_error, kernel_error):
+        for x, y, word in ((X[:1], Y, "too few clips: 1 rows as estimate"), (X, Y[:1], "too few clips: 1 rows as reference"), (X, Y[:, :1], "2 dimensions.*1 as reference"),
+                           (X*[[1], [1], [math.nan], [1]], Y, "1 rows of the estimate hold NaN"), (X[0], Y, r"\(2,\) as estimate")):
+            with pytest.raises(ValueError, match=word): f(x, y)
+    for bandwidth in ("median", 0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=str(bandwidth)): kernel_error(X, Y, bandwidth)
+    with pytest.raises(ValueError, match="most of the 5 rows are alike"): kernel_error(X, np.ones((5, 2)))
+    with pytest.raises(ValueError, match="alike"): median_distance(np.full((6, 3), .1))
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(1).standard_normal(200)*3 + 5
+    low, high = bootstrap_interval(values, draws=3000)
+    assert (high - low)/(2*1.96*values.std()/200**.5) == pytest.approx(1, abs=.06) and (low + high)/2 == pytest.approx(values.mean(), abs=.03)
+    assert bootstrap_interval(values) == bootstrap_interval(list(values)) == bootstrap_interval(torch.tensor(values)) != bootstrap_interval(values, seed=1)
+    narrow = bootstrap_interval(values, level=.5)
+    assert low < narrow[0] < narrow[1] < high
+    flips = bootstrap_interval([0, 1], statistic=sum, draws=4000, level=.6)          # 0, 1, 1, 2 are equally likely
+    assert flips == (0, 2) and bootstrap_interval([7, 7, 7]) == (7, 7)
+    pooled = bootstrap_interval([PitchScore(9, 9, 10), PitchScore(1, 1, 10)], lambda scores: sum(scores, PitchScore()).accuracy)
+    assert pooled == pytest.approx((.1, .9))
+    for bad, word in (([1], "too few clips for an interval: 1"), ([1, math.nan], "NaN")):
+        with pytest.raises(ValueError, match=word): bootstrap_interval(bad)
+    for bad in ({"level": 0}, {"level": 1.}, {"draws": 1}):
+        with pytest.raises(ValueError, match=str(next(iter(bad.values())))): bootstrap_interval([1, 2], **bad)
+
+def clips(n, shift=0., seed=0, rows=3):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((rows, 4)) + rng.standard_normal(4) + shift for _ in range(n)]
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_result_carries_what_it_depends_on(metric):
+    ours, theirs = [torch.tensor(c).float() for c in clips(20, 1., 1)], clips(15, 0., 2, rows=2)
+    result = distribution_result(metric, ours, theirs, "crepe", 22050, draws=100)
+    assert result.value == METRICS[metric](torch.cat(ours), np.concatenate(theirs))
+    assert (result.metric, result.embedding, result.dimensions, result.sample_rate) == (metric, "crepe", 4, 22050)
+    assert (result.estimate_clips, result.reference_clips, result.estimate_rows, result.reference_rows) == (20, 15, 60, 30)
+    assert result.low < result.value < result.high and (result.bandwidth is None) == (metric == "FAD")
+    assert result == distribution_result(metric, ours, theirs, "crepe", 22050, draws=100)
+    assert json.loads(json.dumps(asdict(result)))["value"] == result.value
+    assert f"{metric}-crepe" in str(result) and "20 clips (60 windows) against 15 (30) at 22050 Hz" in str(result)
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_intervals_are_of_clips_and_pairs_narrow_them(metric):
+    one, ten = ([np.repeat(rows[:1], k, 0) for rows in clips(30, 1., 3)] for k in (1, 10))  # ten equal windows know no more than one
+    reference = clips(30, 0., 4, rows=1)
+    width = lambda r: r.high - r.low
+    single, copied = (distribution_result(metric, x, reference, "made up", 44100, draws=100) for x in (one, ten))
+    assert .6 < width(copied)/width(single) < 1.6
+    noise = clips(30, 0., 5, rows=1)
+    near = [r + .1*n for r, n in zip(reference, noise)]
+    alone, paired = (distribution_result(metric, near, reference, "made up", 44100, paired=p, draws=100) for p in (False, True))
+    assert width(paired) < .7*width(alone) and paired.value == alone.value
+    same = distribution_result("FAD", reference, reference, "made up", 44100, draws=50)
+    assert same.value < 1e-9 and same.low == 0
+
+def test_results_that_mean_nothing_are_refused():
+    for side, pair in (("estimate", (clips(MIN_CLIPS - 1), clips(9))), ("reference", (clips(9), clips(MIN_CLIPS - 1)))):
+        with pytest.raises(ValueError, match=f"too few clips as {side}: {MIN_CLIPS - 1}"): distribution_result("KAD", *pair, "crepe", 44100)
+    with pytest.raises(ValueError, match="FID.*FAD, KAD"): distribution_result("FID", clips(9), clips(9), "crepe", 44100)
+    with pytest.raises(ValueError, match="9 clips cannot be paired with 10"): distribution_result("FAD", clips(9), clips(10), "crepe", 44100, paired=True)
+    with pytest.raises(ValueError, match="27 rows of the reference hold NaN"): distribution_result("FAD", clips(9), clips(9, math.nan), "crepe", 44100)

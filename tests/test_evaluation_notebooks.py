@@ -1,0 +1,86 @@
+"""evaluate, compare and playground, run through papermill at a very small size, and the command beside them."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from latentalign import Autoencoder
+from latentalign.command import main
+from latentalign.reports import read_report
+
+TOP = Path(__file__).resolve().parent.parent
+SMALL = 'clips=2 seconds=1 snrs=[Infinity,1,0] scores=["mss","si_sdr","pitch"] embeddings=[]'
+
+
+def run(folder, name, *args):
+    "Type `papermill nbs/NAME.ipynb ARGS` in a folder, without an output path; returns what was printed."
+    environment = os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, TOP/".ci"/"papermill", TOP/"nbs"/f"{name}.ipynb", *map(str, args)], cwd=folder, env=environment,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def shown(path):
+    "What an executed notebook shows: all texts, and how many pictures and players."
+    outputs = [o for cell in nbformat.read(path, as_version=4).cells for o in cell.get("outputs", [])]
+    text = "\n".join(o.get("text", "") + o.get("data", {}).get("text/markdown", "") for o in outputs)
+    return text, sum("image/png" in o.get("data", {}) for o in outputs), sum("<audio" in o.get("data", {}).get("text/html", "") for o in outputs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Two evaluated runs: the bundled model through the notebook, an untrained one through the command."
+    folder = tmp_path_factory.mktemp("evaluated")
+    printed = run(folder, "evaluate", "-p", "checkpoint", "m2l-tiny", "-p", "changes", SMALL)
+    assert "unknown parameter" not in printed
+    Autoencoder.from_preset("tiny").save_pretrained(folder/"runs"/"untrained")
+    here = os.getcwd()
+    os.chdir(folder)
+    try: assert main(["evaluate", "runs/untrained", "--changes", SMALL]) == 0
+    finally: os.chdir(here)
+    return folder
+
+
+def test_evaluate_needs_no_download_and_tells_everything(folder):
+    report = read_report(folder/"runs"/"m2l-tiny"/"evaluation.json")
+    assert report["model"]["name"] == "m2l-tiny" and report["model"]["fingerprint"] and report["seconds"] > 0
+    assert set(report["sets"]) == {"scores", "melodies"} and set(report["sets"]["melodies"]["noise"]["1"]) == {"mss", "si_sdr", "pitch"}
+    assert report["settings"] | {"clips": 2, "seconds": 1, "seed": 0, "figures": ["linearity", "latent", "noise"]} == report["settings"]
+    text, pictures, players = shown(folder/"runs"/"m2l-tiny"/"evaluate.ipynb")
+    for word in ("*Lin-CAE, paper*", "*aligned, paper*", "encoder additivity, error", "noise alone", "pitch", "half is kept at t ="): assert word in text, word
+    assert pictures == 1 + 1 + 2 + 1 and players == (5 + 4) + 4 + 3
+
+
+def test_compare_shows_what_was_recorded(folder):
+    run(folder, "compare", "-p", "baseline", "m2l-tiny", "-p", "out", "page")
+    text, pictures, players = shown(folder/"page"/"compare.ipynb")
+    mean = {name: read_report(folder/"runs"/name/"evaluation.json")["sets"]["scores"]["linearity"]["reconstruction_mss"]["mean"] for name in ("m2l-tiny", "untrained")}
+    assert mean["untrained"] > mean["m2l-tiny"]
+    row = next(line for line in (folder/"page"/"linearity.md").read_text().splitlines() if line.startswith("| reconstruction, MSS"))
+    assert f"| {mean['m2l-tiny']:.3g} [" in row and f"**×{mean['untrained']/mean['m2l-tiny']:.2f}**" in row and "*0.98*" in row
+    assert row in text and pictures == 5
+    assert {p.name for p in (folder/"page").glob("*.png")} == {"linearity.png", "noise.png", "kept.png", "separation-m2l-tiny.png", "separation-untrained.png"}
+
+
+def test_command_prints_tables_and_leaves_a_report_alone(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = Path("runs/untrained/evaluation.json").stat().st_mtime_ns
+    assert main(["evaluate", "runs/untrained"]) == 0 and "there already" in capsys.readouterr().err
+    assert Path("runs/untrained/evaluation.json").stat().st_mtime_ns == before
+    assert main(["evaluate", "runs/untrained", "--overwrite", "--data", "scores", "--sets", "linearity", "--changes", "clips=1 seconds=1", "--out", "one.json"]) == 0
+    assert "| separation of bass, MSS ↓, nepers |" in capsys.readouterr().out and list(read_report("one.json")["sets"]) == ["scores"]
+    for args, word in ((["--data", "score"], "'score'"), (["--protocol", "slow"], "lin-cae"), (["--sets", "loudness"], "loudness"), (["--changes", "clip=1"], "'clip'")):
+        assert main(["evaluate", "runs/untrained", "--out", "no.json", *args]) == 2
+        assert word in capsys.readouterr().err and not Path("no.json").exists()
+
+
+def test_playground_runs_without_a_browser_and_does_not_normalise(folder):
+    run(folder, "playground", folder/"playground.ipynb", "-p", "seconds", "1")
+    text, pictures, players = shown(folder/"playground.ipynb")
+    assert pictures >= 1 and players >= 2 and "dB below full scale" in text
+    code = "\n".join(cell.source for cell in nbformat.read(TOP/"nbs"/"playground.ipynb", as_version=4).cells if cell.cell_type == "code")
+    assert code.count("Audio(") == code.count("normalize=False") == 1
