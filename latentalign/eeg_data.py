@@ -9,7 +9,7 @@ __all__ = ['REFERENCES', 'VERSIONS', 'RESPONSES', 'Recording', 'check_recording'
            'read_npz', 'read_bids', 'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions',
            'detection_power']
 
-# %% ../nbs/89_eeg_data.ipynb #c87f6c9f
+# %% ../nbs/89_eeg_data.ipynb #3a7c5254
 import struct
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/89_eeg_data.ipynb #3ed94299
+# %% ../nbs/89_eeg_data.ipynb #56394a81
 @dataclass(frozen=True, eq=False)
 class Recording:
     "One participant's EEG. Raises ValueError as `check_recording` does."
@@ -37,7 +37,7 @@ class Recording:
         "How long it is."
         return sum(map(len, self.trials))/self.sample_rate/60
 
-# %% ../nbs/89_eeg_data.ipynb #07c93dc2
+# %% ../nbs/89_eeg_data.ipynb #23f341b6
 def check_recording(
     recording:Recording,
 ):
@@ -52,14 +52,14 @@ def check_recording(
         for what, bad in (("values that are not finite", ~np.isfinite(trial).all(0)), ("no signal (flat)", np.ptp(trial, 0) == 0)):
             if bad.any(): raise ValueError(f"{who}, trial {i}: channels {', '.join(recording.channels[c] if recording.channels else str(c) for c in np.flatnonzero(bad))} have {what}")
 
-# %% ../nbs/89_eeg_data.ipynb #43265982
+# %% ../nbs/89_eeg_data.ipynb #f1a8b5aa
 @dataclass(frozen=True, eq=False)
 class Stimulus:
     "What was heard, as features at some rate."
     features:dict       # {name: (samples, dimensions) of each trial}
     sample_rate:float   # Hz
 
-# %% ../nbs/89_eeg_data.ipynb #9889e38d
+# %% ../nbs/89_eeg_data.ipynb #0e8d2b1e
 def align(
     stimulus:Stimulus,
     recording:Recording,
@@ -83,7 +83,7 @@ def align(
     mastoids = None if recording.mastoids is None else cut(recording.mastoids)
     return replace(stimulus, features={k: cut(v) for k, v in stimulus.features.items()}), replace(recording, trials=cut(recording.trials), mastoids=mastoids)
 
-# %% ../nbs/89_eeg_data.ipynb #6b904a4a
+# %% ../nbs/89_eeg_data.ipynb #0cc5a24a
 def resample_trials(
     trials:list,    # (samples, dimensions) of each trial
     before:float,   # Hz
@@ -96,7 +96,7 @@ def resample_trials(
     if ratio == 1: return list(trials)
     return [resample_poly(t, ratio.numerator, ratio.denominator, padtype="line") for t in trials]
 
-# %% ../nbs/89_eeg_data.ipynb #104de427
+# %% ../nbs/89_eeg_data.ipynb #d37eaa5a
 def resample_stimulus(
     stimulus:Stimulus,
     sample_rate:float,  # Hz wanted
@@ -112,7 +112,7 @@ def resample_stimulus(
             np.add.at(new, np.minimum(np.round(at*ratio).astype(int), len(new) - 1), old[at])
     return Stimulus(found, sample_rate)
 
-# %% ../nbs/89_eeg_data.ipynb #777000ac
+# %% ../nbs/89_eeg_data.ipynb #d0518742
 REFERENCES = ("average", "mastoids", "none")
 
 
@@ -135,7 +135,7 @@ def prepare(
         trials = [sosfiltfilt(sos, t, 0) for t in trials]
     return replace(recording, trials=resample_trials(trials, recording.sample_rate, sample_rate), sample_rate=sample_rate, mastoids=None)
 
-# %% ../nbs/89_eeg_data.ipynb #7950b42a
+# %% ../nbs/89_eeg_data.ipynb #69121cb8
 def is_hdf5(
     path:str|Path,
 )->bool:
@@ -143,7 +143,7 @@ def is_hdf5(
     with open(path, "rb") as file: head = file.read(520)
     return b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520])
 
-# %% ../nbs/89_eeg_data.ipynb #432cad10
+# %% ../nbs/89_eeg_data.ipynb #3f5d260f
 def read_mat(
     path:str|Path,
 )->dict:  # {variable: value}
@@ -157,7 +157,7 @@ def read_mat(
     except (ValueError, NotImplementedError, TypeError, OSError) as e: raise ValueError(f"{path} is no Matlab file: {e}") from e
     return {k: from_mat5(v) for k, v in found.items() if not k.startswith("__")}
 
-# %% ../nbs/89_eeg_data.ipynb #75dd15e0
+# %% ../nbs/89_eeg_data.ipynb #c18b074c
 def from_mat5(
     value:ndarray,  # as scipy gives it
 ):                  # dict, list, object array, str or array
@@ -172,7 +172,7 @@ def from_mat5(
     if value.dtype.kind == "U": return str(value.ravel()[0]) if value.size else ""
     return value
 
-# %% ../nbs/89_eeg_data.ipynb #c03256c7
+# %% ../nbs/89_eeg_data.ipynb #d4549082
 def from_hdf5(
     value,  # h5py dataset or group
     file,   # h5py file
@@ -193,7 +193,7 @@ def from_hdf5(
     for i in np.ndindex(data.shape): cells[i] = from_hdf5(file[data[i]], file)
     return cells
 
-# %% ../nbs/89_eeg_data.ipynb #ff992c64
+# %% ../nbs/89_eeg_data.ipynb #51aeb69e
 VERSIONS = ("5", "7.3")
 
 
@@ -214,7 +214,7 @@ def write_mat(
     with open(path, "r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(116) + bytes(8) + struct.pack("<H", 0x0200) + b"IM")
 
-# %% ../nbs/89_eeg_data.ipynb #4ac7d65d
+# %% ../nbs/89_eeg_data.ipynb #cc125eb1
 def to_mat5(
     value,  # dict, list of dicts, object array, str or numbers
 ):          # as scipy wants it
@@ -230,7 +230,7 @@ def to_mat5(
         return cells
     return value
 
-# %% ../nbs/89_eeg_data.ipynb #d517f588
+# %% ../nbs/89_eeg_data.ipynb #f9ec8c46
 def to_hdf5(
     group,      # h5py group
     name:str,
@@ -259,7 +259,7 @@ def to_hdf5(
     made.attrs["MATLAB_class"] = np.bytes_(kind)
     return made
 
-# %% ../nbs/89_eeg_data.ipynb #52f18809
+# %% ../nbs/89_eeg_data.ipynb #554df13d
 def read_cnd(
     folder:str|Path,  # the data set, or its dataCND
 )->list:              # (Stimulus, Recording) of each participant
@@ -280,7 +280,7 @@ def read_cnd(
         if heard != trials: raise ValueError(f"{path.name} has {trials} trials, but {source.name} {heard}")
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #4d381628
+# %% ../nbs/89_eeg_data.ipynb #3714253b
 def cnd_field(
     variables:dict,
     names:tuple,   # of the struct, either
@@ -293,7 +293,7 @@ def cnd_field(
     if found["data"].dtype != object: raise ValueError(f"{path}: data must be a cell of trials")
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #f47207d1
+# %% ../nbs/89_eeg_data.ipynb #4bb1bed8
 def cnd_stimulus(
     variables:dict,  # of dataStim.mat
     path:Path,       # for messages
@@ -304,7 +304,7 @@ def cnd_stimulus(
     names += [f"feature{i + 1}" for i in range(len(names), len(stim["data"]))]
     return Stimulus({name: [np.asarray(t, float) for t in row] for name, row in zip(names, stim["data"])}, float(np.ravel(stim["fs"])[0]))
 
-# %% ../nbs/89_eeg_data.ipynb #ed4f9c36
+# %% ../nbs/89_eeg_data.ipynb #4e71d8d8
 def cnd_recording(
     variables:dict,  # of dataSubN.mat
     path:Path,       # for messages
@@ -323,7 +323,7 @@ def cnd_recording(
                      np.array([[float(np.ravel(p[axis])[0]) for axis in "YXZ"] for p in places])*[-1, 1, 1] if known else None, mastoids,
                      tuple(np.ravel(eeg["origTrialPosition"]).astype(int).tolist()) if np.size(eeg.get("origTrialPosition", ())) else None, path.stem)
 
-# %% ../nbs/89_eeg_data.ipynb #e2cb40e9
+# %% ../nbs/89_eeg_data.ipynb #64db3162
 def write_cnd(
     folder:str|Path,    # the data set; dataCND is made in it
     stimulus:Stimulus,  # what all have heard
@@ -344,7 +344,7 @@ def write_cnd(
             eeg["chanlocs"] = [dict(zip(("labels", "Y", "X", "Z"), (c, *p))) for c, p in zip(recording.channels, places)]
         write_mat(folder/f"dataSub{i + 1}.mat", dict(eeg=eeg), version)
 
-# %% ../nbs/89_eeg_data.ipynb #767aeb81
+# %% ../nbs/89_eeg_data.ipynb #9b007c58
 def cells(
     rows:list,  # of lists of values
 )->ndarray:     # (rows, columns) object array
@@ -354,7 +354,7 @@ def cells(
         for k, value in enumerate(row): made[i, k] = value
     return made
 
-# %% ../nbs/89_eeg_data.ipynb #ffbf574d
+# %% ../nbs/89_eeg_data.ipynb #eef4a2a5
 def write_npz(
     path:str|Path,
     stimulus:Stimulus,
@@ -368,7 +368,7 @@ def write_npz(
     if recording.order is not None: arrays["order"] = np.array(recording.order)
     np.savez_compressed(path, **arrays)
 
-# %% ../nbs/89_eeg_data.ipynb #9177d22c
+# %% ../nbs/89_eeg_data.ipynb #8dbc47e1
 def read_npz(
     path:str|Path,
 )->tuple:  # (Stimulus, Recording)
@@ -383,7 +383,7 @@ def read_npz(
     return (Stimulus({n: trials(f"stimulus/{n}/") for n in names}, float(arrays["sample_rates"][0])),
             Recording(trials("eeg/"), float(arrays["sample_rates"][1]), tuple(arrays["channels"].tolist()), arrays.get("positions"), trials("mastoids/") or None, order, str(arrays["name"])))
 
-# %% ../nbs/89_eeg_data.ipynb #619465ea
+# %% ../nbs/89_eeg_data.ipynb #3f2ebd39
 def read_bids(
     root:str|Path,          # of the BIDS data set
     subject:str,            # its label, without "sub-"
@@ -405,7 +405,7 @@ def read_bids(
     places = np.array([c["loc"][:3] for c in raw.info["chs"]])
     return Recording(cut, float(rate), tuple(raw.ch_names), places if np.isfinite(places).all() and places.any() else None, name=f"sub-{subject}")
 
-# %% ../nbs/89_eeg_data.ipynb #436b6001
+# %% ../nbs/89_eeg_data.ipynb #4d118da1
 @dataclass(frozen=True)
 class BrainResponse:
     "How a simulated brain answers one feature."
@@ -418,14 +418,14 @@ class BrainResponse:
         "The response function."
         return sum(height*np.exp(-.5*((times - latency)/width)**2) for latency, width, height in self.peaks)
 
-# %% ../nbs/89_eeg_data.ipynb #23211d3e
+# %% ../nbs/89_eeg_data.ipynb #7810d7de
 RESPONSES = {  # a negative wave after 100 ms and a positive one after 200 ms at every onset; surprise is answered later and further back
     "onset": BrainResponse(((.1, .02, -1.), (.2, .035, 1.)), (0., .4, .9)),
     "envelope": BrainResponse(((.06, .02, .6), (.15, .03, -.4)), (0., .6, .8)),
     "IC": BrainResponse(((.22, .03, .5), (.4, .05, -1.)), (0., -.4, .9)),
 }
 
-# %% ../nbs/89_eeg_data.ipynb #96da0239
+# %% ../nbs/89_eeg_data.ipynb #eeb98c40
 def head_positions(
     channels:int,
 )->ndarray:  # (channels, 3), unit vectors; x right, y front, z up
@@ -434,7 +434,7 @@ def head_positions(
     z, turn = 1 - .95*i/channels, np.pi*(1 + 5**.5)*i
     return np.stack([np.sqrt(1 - z**2)*np.cos(turn), np.sqrt(1 - z**2)*np.sin(turn), z], 1)
 
-# %% ../nbs/89_eeg_data.ipynb #80bcf482
+# %% ../nbs/89_eeg_data.ipynb #d53aa543
 def pink_noise(
     samples:int,
     channels:int,
@@ -450,7 +450,7 @@ def pink_noise(
     mixing = rng.standard_normal((4, channels))
     return np.sqrt(1 - shared)*coloured(channels) + np.sqrt(shared)*coloured(4) @ (mixing/np.linalg.norm(mixing, axis=0))
 
-# %% ../nbs/89_eeg_data.ipynb #3731593d
+# %% ../nbs/89_eeg_data.ipynb #f0d47be4
 def simulate_eeg(
     stimulus:Stimulus,     # features of one dimension, some named as the responses
     responses:dict,        # {feature: `BrainResponse`}, those that the brain answers; RESPONSES has three
@@ -479,7 +479,7 @@ def simulate_eeg(
         found.append(Recording([a + n for a, n in zip(answers, noise)], rate, tuple(f"E{c + 1}" for c in range(channels)), places, name=f"simulated {person + 1}"))
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #ea44b0a8
+# %% ../nbs/89_eeg_data.ipynb #e52f7472
 def flat_positions(
     positions:ndarray,  # (channels, 3), x right, y front, z up
 )->ndarray:             # (channels, 2), x right, y front; the ears at distance 1
@@ -488,7 +488,7 @@ def flat_positions(
     away, across = np.arccos(np.clip(unit[:, 2:], -1, 1))/(np.pi/2), np.linalg.norm(unit[:, :2], axis=1, keepdims=True)
     return unit[:, :2]/np.maximum(across, 1e-9)*away
 
-# %% ../nbs/89_eeg_data.ipynb #bbd46a8a
+# %% ../nbs/89_eeg_data.ipynb #288270ac
 def detection_power(
     effect:float,       # mean effect size (`Gain.effect`) at some length
     longer:float=1.,    # how many times longer the recording is to be

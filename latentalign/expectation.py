@@ -9,7 +9,7 @@ __all__ = ['COMBINATIONS', 'MODES', 'REDUCTIONS', 'CORRELATIONS', 'entropy_bits'
            'encoder_delay', 'ranks', 'correlation', 'Agreement', 'agreement', 'onset_loudness', 'read_ic_table',
            'play_melody', 'recorded_pairs', 'HeardMelody', 'agreement_by_level']
 
-# %% ../nbs/87_expectation.ipynb #31e3e58a
+# %% ../nbs/87_expectation.ipynb #0c3f8be0
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
@@ -17,17 +17,17 @@ from numpy import ndarray
 from .melodies import BASICS, READERS, Melody, Viewpoint, melody_events, read_melody, view_melody, viewpoint
 from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, predict, states
 
-# %% ../nbs/87_expectation.ipynb #acabca02
+# %% ../nbs/87_expectation.ipynb #b8fdd143
 COMBINATIONS = ("geometric", "arithmetic")
 
-# %% ../nbs/87_expectation.ipynb #4bb9e087
+# %% ../nbs/87_expectation.ipynb #9dd8d765
 def entropy_bits(
     p:ndarray,  # (..., symbols), probabilities
 )->ndarray:     # (...,), bits
     "Shannon's entropy."
     return -np.sum(p*np.log2(np.where(p > 0, p, 1)), -1)
 
-# %% ../nbs/87_expectation.ipynb #c7c3ddf2
+# %% ../nbs/87_expectation.ipynb #56f2a619
 def combine(
     p:ndarray,    # (models, notes, symbols); rows of NaN where a model says nothing
     bias:float,   # 0: all count alike
@@ -44,7 +44,7 @@ def combine(
     total = mixed.sum(-1, keepdims=True)
     return np.where(total > 0, mixed/np.where(total > 0, total, 1), 1/symbols)
 
-# %% ../nbs/87_expectation.ipynb #825a71af
+# %% ../nbs/87_expectation.ipynb #ac9b3f4a
 def note_options(
     view:Viewpoint,
     target:str,     # the basic attribute that is predicted
@@ -62,7 +62,7 @@ def note_options(
         before = now
     return found
 
-# %% ../nbs/87_expectation.ipynb #b9d199d2
+# %% ../nbs/87_expectation.ipynb #c201c04e
 def view_predictions(
     tree:ContextTree,  # what was heard before
     ppm:PPM,
@@ -87,7 +87,7 @@ def view_predictions(
     if learns: tree.add(END)
     return {target: stack_notes(rows) for target, rows in found.items()}
 
-# %% ../nbs/87_expectation.ipynb #dec05729
+# %% ../nbs/87_expectation.ipynb #cb69a5e2
 def stack_notes(
     rows:list,  # (values,) of each note, or None
 )->ndarray:     # (notes, values), rows of NaN for None; one column where nothing is known
@@ -95,10 +95,10 @@ def stack_notes(
     values = next((len(row) for row in rows if row is not None), 1)
     return np.stack([np.full(values, np.nan) if row is None else row for row in rows])
 
-# %% ../nbs/87_expectation.ipynb #29b632f9
+# %% ../nbs/87_expectation.ipynb #15bcff2a
 MODES = ("stm", "ltm", "ltm+", "both", "both+")
 
-# %% ../nbs/87_expectation.ipynb #b1c837e1
+# %% ../nbs/87_expectation.ipynb #c1a03c1e
 @dataclass(frozen=True, eq=False)
 class Expectation:
     "What was expected of the notes of one melody."
@@ -113,7 +113,7 @@ class Expectation:
         "The probability that each note had."
         return 2**-self.ic
 
-# %% ../nbs/87_expectation.ipynb #2931b16b
+# %% ../nbs/87_expectation.ipynb #a90d5611
 @dataclass
 class ExpectationModel:
     "Melodic expectation. Raises ValueError on unknown names, and if a target has no viewpoint or a viewpoint no target."
@@ -158,7 +158,7 @@ class ExpectationModel:
         "Each melody heard by a model that has heard those of the other folds. Raises ValueError on an impossible number of folds."
         return hear_folds(self, folds)
 
-# %% ../nbs/87_expectation.ipynb #a582f890
+# %% ../nbs/87_expectation.ipynb #64ac7214
 def check_names(
     model:ExpectationModel,
 ):
@@ -176,7 +176,7 @@ def check_names(
         if not any(target in view.basics for view in views): raise ValueError(f"no viewpoint of {', '.join(model.viewpoints)} says anything of the target {target!r}")
     if not views or not model.targets: raise ValueError(f"a model needs viewpoints and targets, got {model.viewpoints} and {model.targets}")
 
-# %% ../nbs/87_expectation.ipynb #29a0cc44
+# %% ../nbs/87_expectation.ipynb #e74c9004
 def learn_melody(
     model:ExpectationModel,
     melody:Melody,
@@ -186,7 +186,7 @@ def learn_melody(
     model.melodies.append(melody)
     for target, values in model.values.items(): values.update(target_values(melody, target))
 
-# %% ../nbs/87_expectation.ipynb #3819920d
+# %% ../nbs/87_expectation.ipynb #c6566838
 def target_values(
     melody:Melody,
     target:str,  # basic attribute
@@ -194,7 +194,7 @@ def target_values(
     "The values of a basic attribute."
     return [getattr(event, target) for event in melody_events(melody)]
 
-# %% ../nbs/87_expectation.ipynb #b5d2afa6
+# %% ../nbs/87_expectation.ipynb #17bdc1df
 def hear(
     model:ExpectationModel,
     melody:Melody,
@@ -210,7 +210,7 @@ def hear(
     heard = {kind: views for kind, views in heard.items() if views}
     return weigh_up(model, melody, alphabets, heard)
 
-# %% ../nbs/87_expectation.ipynb #eacfc0b6
+# %% ../nbs/87_expectation.ipynb #abaa6509
 def weigh_up(
     model:ExpectationModel,
     melody:Melody,
@@ -232,7 +232,7 @@ def weigh_up(
     return Expectation(*read(whole), {n: Expectation(*read(f)) for n, f in single.items()}, {k: Expectation(*read(f)) for k, f in alone.items()},
                        {target: (alphabets[target], p) for target, p in whole.items()})
 
-# %% ../nbs/87_expectation.ipynb #62625099
+# %% ../nbs/87_expectation.ipynb #ffd8cb21
 def measure(
     found:dict,      # {target: (notes, values) distributions}
     melody:Melody,
@@ -248,7 +248,7 @@ def measure(
     sums = lambda values: np.where(np.isnan(values).all(0), np.nan, np.nansum(values, 0)) + 0.
     return sums(ic), sums(entropy)
 
-# %% ../nbs/87_expectation.ipynb #5ab86f23
+# %% ../nbs/87_expectation.ipynb #9b312189
 def listen(
     model:ExpectationModel,
     melodies:Melody|list,  # one, or several, heard in this order
@@ -264,7 +264,7 @@ def listen(
         for name, tree in model.trees.items(): tree.rewind(begun[name])
     return found[0] if isinstance(melodies, Melody) else found
 
-# %% ../nbs/87_expectation.ipynb #2ffb343d
+# %% ../nbs/87_expectation.ipynb #bd2d952a
 def hear_folds(
     model:ExpectationModel,
     folds:int,  # 2 … number of melodies
@@ -282,7 +282,7 @@ def hear_folds(
                 for name, tree in model.trees.items(): tree.recall(model.places[i][name])
     return found
 
-# %% ../nbs/87_expectation.ipynb #3de150da
+# %% ../nbs/87_expectation.ipynb #9de19165
 def onset_frames(
     onsets:ndarray,      # (notes,), s
     frame_ends:ndarray,  # (frames,), s, evenly spaced: when each frame ends
@@ -295,10 +295,10 @@ def onset_frames(
     found = np.searchsorted(frame_ends, onsets, side="right")
     return np.where((found == len(frame_ends)) | (onsets < frame_ends[0] - length.mean()), -1, found)
 
-# %% ../nbs/87_expectation.ipynb #9bc44cce
+# %% ../nbs/87_expectation.ipynb #e272410c
 REDUCTIONS = {"sum": np.add, "max": np.maximum}
 
-# %% ../nbs/87_expectation.ipynb #6604ebde
+# %% ../nbs/87_expectation.ipynb #69c0707d
 def notes_to_frames(
     values:ndarray,      # (notes,)
     index:ndarray,       # (notes,), as `onset_frames` gives it
@@ -312,7 +312,7 @@ def notes_to_frames(
     REDUCTIONS[reduction].at(found, index[there], np.asarray(values, float)[there])
     return found
 
-# %% ../nbs/87_expectation.ipynb #58fb116b
+# %% ../nbs/87_expectation.ipynb #f8398de7
 def frames_to_notes(
     values:ndarray,          # (frames,)
     index:ndarray,           # (notes,), as `onset_frames` gives it, not decreasing where it is not -1
@@ -326,7 +326,7 @@ def frames_to_notes(
     for note, first, end in zip(there, index[there], ends): found[note] = values[first:max(end, first + 1)].mean()
     return found
 
-# %% ../nbs/87_expectation.ipynb #64bc1541
+# %% ../nbs/87_expectation.ipynb #1e80f5f8
 def encoder_delay(
     encode,              # function: (samples,) float32 wave → (channels, frames) latents
     frame_length:int,    # samples a latent frame
@@ -345,7 +345,7 @@ def encoder_delay(
         late.append(first_end + (np.argmax(change) - .5)*frame_length - at)
     return float(np.mean(late))
 
-# %% ../nbs/87_expectation.ipynb #2afa95c4
+# %% ../nbs/87_expectation.ipynb #ddb7db76
 def ranks(
     x:ndarray,  # (notes,)
 )->ndarray:     # (notes,), from 0; equal values get the mean of their ranks
@@ -353,7 +353,7 @@ def ranks(
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count + 1)/2)[place]
 
-# %% ../nbs/87_expectation.ipynb #5fd90b52
+# %% ../nbs/87_expectation.ipynb #a06cb902
 CORRELATIONS = ("spearman", "pearson")
 
 
@@ -374,7 +374,7 @@ def correlation(
     scale = np.sqrt((columns**2).sum(0))
     return float(columns[:, 0] @ columns[:, 1]/scale.prod()) if scale.min() > 1e-9 else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #71da5ff7
+# %% ../nbs/87_expectation.ipynb #75c350b2
 @dataclass(frozen=True, eq=False)
 class Agreement:
     "How far two curves agree over some pieces."
@@ -384,7 +384,7 @@ class Agreement:
     pieces:ndarray  # (pieces,), the correlation in each
     notes:int       # that were compared
 
-# %% ../nbs/87_expectation.ipynb #569b47a7
+# %% ../nbs/87_expectation.ipynb #9eede313
 def agreement(
     pieces:list,         # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
     kind:str="spearman", # one of CORRELATIONS
@@ -401,7 +401,7 @@ def agreement(
     notes = sum(int(np.isfinite(p[0] + p[1]).sum()) for p in pieces)
     return Agreement(pool(pieces), float(low), float(high), np.array([pool([p]) for p in pieces]), notes)
 
-# %% ../nbs/87_expectation.ipynb #3cf6a632
+# %% ../nbs/87_expectation.ipynb #dc0c82b4
 def onset_loudness(
     wave:ndarray,       # (samples,)
     sample_rate:int,    # Hz
@@ -415,7 +415,7 @@ def onset_loudness(
         if onset >= 0 and len(part): found[i] = 10*np.log10(np.mean(part**2) + 1e-10)
     return found
 
-# %% ../nbs/87_expectation.ipynb #af76b8bc
+# %% ../nbs/87_expectation.ipynb #0e345665
 def read_ic_table(
     path,      # CSV with columns Time, IC_0.0, IC_0.3, …
 )->tuple:      # (frames,) ends of the predicted frames in s, {noise level: (frames,) information content}
@@ -427,7 +427,7 @@ def read_ic_table(
     except ValueError as e: raise ValueError(f"{path} has rows that are no numbers, or of different lengths: {e}") from e
     return values[:, 0], {float(level): values[:, i] for i, level in levels.items()}
 
-# %% ../nbs/87_expectation.ipynb #292a7b46
+# %% ../nbs/87_expectation.ipynb #18cf817f
 def play_melody(
     melody:Melody,
     program:int,          # General MIDI program, 0 … 127
@@ -442,7 +442,7 @@ def play_melody(
     wave = resample(play(notes, program, False, onsets[-1] + melody.durations[-1]*quarter + 1, soundfont()), 44100, sample_rate)
     return .5*wave/max(float(np.abs(wave).max()), 1e-9), replace(melody, times=onsets)
 
-# %% ../nbs/87_expectation.ipynb #bec3f48e
+# %% ../nbs/87_expectation.ipynb #ef987fa0
 def recorded_pairs(
     folder,   # recordings and MIDI files or scores of the same name
 )->list:      # (audio file, `Melody` with `times`) of each pair
@@ -457,7 +457,7 @@ def recorded_pairs(
     if untimed: raise ValueError(f"melodies without times in seconds (MIDI has them, scores do not): {', '.join(untimed)}")
     return found
 
-# %% ../nbs/87_expectation.ipynb #02c995c5
+# %% ../nbs/87_expectation.ipynb #441b91a0
 @dataclass(frozen=True, eq=False)
 class HeardMelody:
     "A melody with what a symbolic and an audio model are surprised by."
@@ -479,7 +479,7 @@ class HeardMelody:
         waited = np.diff(self.melody.times, prepend=np.nan)
         return audio[1:], self.expected[1:], np.stack([self.loudness, waited], 1)[1:]
 
-# %% ../nbs/87_expectation.ipynb #1264ebd0
+# %% ../nbs/87_expectation.ipynb #c575573f
 def agreement_by_level(
     heard:list,            # of `HeardMelody`, with the same noise levels
     kind:str="spearman",   # one of CORRELATIONS

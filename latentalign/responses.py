@@ -7,13 +7,13 @@ __all__ = ['LAMBDAS', 'impulses', 'envelope', 'spectral_flux', 'held_frames', 'T
            'check_trials', 'trained_weights', 'prediction_correlation', 'Response', 'nested_response', 'inner_scores',
            'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'read_notes', 'GroupGain', 'group_gain']
 
-# %% ../nbs/88_responses.ipynb #4cc9207d
+# %% ../nbs/88_responses.ipynb #b9a62609
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/88_responses.ipynb #1025236d
+# %% ../nbs/88_responses.ipynb #0aa288bc
 def impulses(
     onsets:ndarray,            # (notes,), s from the beginning of the trial
     values:ndarray|None,       # (notes,), heights, NaN for none; None: 1
@@ -29,7 +29,7 @@ def impulses(
     np.add.at(found[:, 0], at[there], values[there])
     return found
 
-# %% ../nbs/88_responses.ipynb #58bb0f61
+# %% ../nbs/88_responses.ipynb #7e4f5d2a
 def envelope(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -41,7 +41,7 @@ def envelope(
     energy = np.concatenate([[0.], np.cumsum(np.square(np.asarray(wave, float)))])
     return (np.maximum(np.diff(energy[edges]), 0)/np.maximum(np.diff(edges), 1))[:, None]**(power/2)
 
-# %% ../nbs/88_responses.ipynb #581e7e8f
+# %% ../nbs/88_responses.ipynb #0bc0544a
 def spectral_flux(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -56,7 +56,7 @@ def spectral_flux(
     level = np.log(np.abs(np.fft.rfft(frames)) + 1e-3)
     return np.maximum(np.diff(level, axis=0, prepend=level[:1]), 0).sum(1, keepdims=True)
 
-# %% ../nbs/88_responses.ipynb #b12b7b72
+# %% ../nbs/88_responses.ipynb #b82b39b1
 def held_frames(
     values:ndarray,       # (frames,), NaN counts as 0
     frame_ends:ndarray,   # (frames,), s, evenly spaced
@@ -68,10 +68,10 @@ def held_frames(
     begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean()
     return np.where(begun, np.append(np.nan_to_num(values), 0)[at], 0)[:, None]
 
-# %% ../nbs/88_responses.ipynb #99a760f7
+# %% ../nbs/88_responses.ipynb #5edbb848
 LAMBDAS = tuple(10.**k for k in range(-4, 5))
 
-# %% ../nbs/88_responses.ipynb #de5c3969
+# %% ../nbs/88_responses.ipynb #8970ff2a
 @dataclass(frozen=True)
 class TRFOptions:
     "How response functions are estimated. Raises ValueError if lags or lambdas make no sense."
@@ -85,7 +85,7 @@ class TRFOptions:
         if not self.lambdas or min(self.lambdas) <= 0 or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
         if self.folds < 3: raise ValueError(f"nested cross-validation needs at least 3 folds, got {self.folds}")
 
-# %% ../nbs/88_responses.ipynb #b8e72524
+# %% ../nbs/88_responses.ipynb #7da1b381
 @dataclass(frozen=True, eq=False)
 class Products:
     "The sums over each trial that the regression needs."
@@ -97,7 +97,7 @@ class Products:
     sample_rate:float # Hz
     lags:ndarray      # (lags,), samples
 
-# %% ../nbs/88_responses.ipynb #91bdf5be
+# %% ../nbs/88_responses.ipynb #8f943a79
 def trial_products(
     features:list,      # (samples, features) of each trial
     eeg:list,           # (samples, channels) of each trial
@@ -113,7 +113,7 @@ def trial_products(
     each = lambda trials, power: np.stack([(t**power).sum(0) for t in trials])
     return Products(xx, xy, each(eeg, 2), each(features, 2), each(features, 1), sample_rate, np.array(lags))
 
-# %% ../nbs/88_responses.ipynb #fbe932ed
+# %% ../nbs/88_responses.ipynb #44cb17f0
 def check_trials(
     features:list,  # (samples, features) of each trial
     eeg:list,       # (samples, channels) of each trial
@@ -131,7 +131,7 @@ def check_trials(
         if len(flat): raise ValueError(f"trial {i}: EEG channels {flat.tolist()} are flat")
     return features, eeg
 
-# %% ../nbs/88_responses.ipynb #7c95a2bd
+# %% ../nbs/88_responses.ipynb #0fe4d21f
 def trained_weights(
     products:Products,
     train:ndarray,     # indices of the training trials
@@ -146,7 +146,7 @@ def trained_weights(
     xx, xy = products.xx[train].mean(0)/x/x[:, None], products.xy[train].mean(0)/x[:, None]/y
     return np.stack([fit_weights_with_covariance_matrices(xx, xy, products.sample_rate, lam) for lam in lambdas]), x
 
-# %% ../nbs/88_responses.ipynb #9bc70e0b
+# %% ../nbs/88_responses.ipynb #7b54fbb7
 def prediction_correlation(
     products:Products,
     trial:int,
@@ -162,7 +162,7 @@ def prediction_correlation(
     varies = (predicted > 1e-12*np.maximum((w**2).sum(-2), 1e-300)) & (recorded > 0)
     return np.where(varies, both/np.sqrt(np.where(varies, predicted*recorded, 1)), 0)
 
-# %% ../nbs/88_responses.ipynb #2f2d7623
+# %% ../nbs/88_responses.ipynb #2d76d6db
 @dataclass(frozen=True, eq=False)
 class Response:
     "Response functions, and how well they predict EEG they were not estimated from."
@@ -176,7 +176,7 @@ class Response:
         "The mean over trials, then over channels."
         return float(self.r.mean())
 
-# %% ../nbs/88_responses.ipynb #03e4d7a1
+# %% ../nbs/88_responses.ipynb #9c131207
 def nested_response(
     products:Products,
     options:TRFOptions,
@@ -195,7 +195,7 @@ def nested_response(
     weights = np.mean(found, 0).reshape(len(products.sums[0]), len(products.lags), -1, order="F")
     return Response(r, weights, products.lags/products.sample_rate, np.array(options.lambdas)[chosen])
 
-# %% ../nbs/88_responses.ipynb #1e2aead7
+# %% ../nbs/88_responses.ipynb #6af3fcf7
 def inner_scores(
     products:Products,
     train:ndarray,   # indices of the trials that may be used
@@ -210,7 +210,7 @@ def inner_scores(
         for trial in part: scores += prediction_correlation(products, trial, weights, scale).mean(-1)
     return scores/len(train)
 
-# %% ../nbs/88_responses.ipynb #0341cd2d
+# %% ../nbs/88_responses.ipynb #318c17a7
 def warn_of_edges(
     chosen:list,    # index of the best lambda of each fold
     lambdas:tuple,
@@ -221,7 +221,7 @@ def warn_of_edges(
         if times and len(lambdas) > 1:
             warnings.warn(f"in {times} of {len(chosen)} folds the best lambda is {lambdas[edge]:g}, the {name} of the grid: widen it", stacklevel=3)
 
-# %% ../nbs/88_responses.ipynb #6e2756a4
+# %% ../nbs/88_responses.ipynb #1b854bd2
 @dataclass(frozen=True, eq=False)
 class NoteFeature:
     "A value for each note of each trial, such as its surprisal."
@@ -242,7 +242,7 @@ class NoteFeature:
         "The values shuffled among the notes of each trial."
         return NoteFeature(self.onsets, [rng.permutation(v) for v in self.values], self.name)
 
-# %% ../nbs/88_responses.ipynb #4167da22
+# %% ../nbs/88_responses.ipynb #67a80b40
 @dataclass(frozen=True, eq=False)
 class Gain:
     "What a feature adds to the prediction of one participant's EEG."
@@ -254,7 +254,7 @@ class Gain:
     without:Response    # the model without the feature
     with_it:Response    # the model with the feature, the last of its weights
 
-# %% ../nbs/88_responses.ipynb #66d5d389
+# %% ../nbs/88_responses.ipynb #383851bc
 def feature_gain(
     base:list,              # (samples, features) of each trial: what the model knows in any case, onsets at least
     feature:NoteFeature,    # what is tested
@@ -276,7 +276,7 @@ def feature_gain(
     p = (1 + int((null >= gain).sum()))/(1 + shuffles)
     return Gain(gain, (with_it.r - without.r).mean(0), p, float(effect), null, without, with_it)
 
-# %% ../nbs/88_responses.ipynb #b17d49a2
+# %% ../nbs/88_responses.ipynb #460b9751
 def read_notes(
     onset:list,          # (samples, 1) of each trial: 0 where no note begins
     value:list|None,     # (samples, 1) of each trial: what is to be read at the onsets; None: nothing
@@ -290,7 +290,7 @@ def read_notes(
     values = [np.ones(len(a)) if value is None else np.asarray(value[i], float).reshape(len(value[i]), -1)[a, 0] for i, a in enumerate(at)]
     return NoteFeature([a/sample_rate for a in at], values, name)
 
-# %% ../nbs/88_responses.ipynb #ce2351a7
+# %% ../nbs/88_responses.ipynb #d5b5078a
 @dataclass(frozen=True)
 class GroupGain:
     "What a feature adds, over participants."
