@@ -7,7 +7,8 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'COMMANDS', 'find_in
            'fingerprint', 'Latents', 'save_latents', 'load_latents', 'encode_file', 'decode_latents', 'at_least',
            'add_manner', 'add_files', 'add_encode', 'add_decoding', 'add_sound', 'run_sound', 'add_decode',
            'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract',
-           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'main']
+           'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'noise_levels', 'load_surprisal',
+           'run_surprisal', 'add_surprisal', 'main']
 
 # %% ../nbs/90_command_line.ipynb #af78992b
 import argparse
@@ -422,6 +423,64 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
+# %% ../nbs/90_command_line.ipynb #b1dea062
+def noise_levels(
+    text: str, # numbers with commas
+)->tuple: # floats in [0, 1)
+    "A type for argparse: noise levels."
+    from latentalign.flow import check_noise_levels
+    try: return check_noise_levels([float(part) for part in text.split(',')])
+    except ValueError as error: raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def load_surprisal(
+    options, # with model, autoencoder and device
+): # a Surprisal on the device
+    "Load a surprisal model; raises `ValueError` for one that cannot be found and for a foreign autoencoder."
+    import torch
+    from latentalign import Surprisal
+    if not options.model: raise ValueError("which surprisal model? give --model: a run folder (make surprisal), a Hub id (owner/name) or public:NAME[=FILE]")
+    if options.model.startswith('public:'):
+        public, _, file = options.model.removeprefix('public:').partition('=')
+        model = Surprisal.from_public(public, file or None)
+    else: model = Surprisal.from_pretrained(options.model, options.autoencoder)
+    return model.to(options.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+
+# %% ../nbs/90_command_line.ipynb #9da681cc
+def run_surprisal(
+    options, # of the command
+)->int: # exit status
+    "Write a table of information content, and a plot if wanted, for every input."
+    from latentalign.audio import AUDIO_SUFFIXES
+    def prepare():
+        from latentalign.audio import read_audio
+        from latentalign.likelihood import EXACT, LikelihoodConfig
+        from latentalign.surprisal import plot_curves, write_curves
+        model, levels, unit = load_surprisal(options), options.noise_levels, 'bits' if options.bits else 'nats'
+        def work(source, target):
+            wave, rate = read_audio(source, mono=True)
+            ic = model(wave[0], rate, levels, options.noising, options.silence, EXACT if options.exact else LikelihoodConfig(), options.bits)
+            times = model.times(ic.shape[1])
+            if options.plot: plot_curves(target.with_suffix('.png'), wave[0], rate, times, ic, levels, unit)
+            write_curves(target, times, ic, levels)
+        return work
+    return run_files(plan_files(options.inputs, AUDIO_SUFFIXES, options.out, '.csv'), prepare, options.overwrite)
+
+# %% ../nbs/90_command_line.ipynb #36fcf7b6
+def add_surprisal(
+    parser, # to be filled in
+)->None:
+    "The command `surprisal`: one table per sound."
+    add_files(parser, 'sounds')
+    parser.add_argument('--noise-levels', type=noise_levels, default=(0.,), metavar='S,S,…', help="numbers in [0, 1), 0 = clean (0)")
+    parser.add_argument('--autoencoder', metavar='NAME', help="another place of the autoencoder that the model was trained with")
+    parser.add_argument('--noising', choices=('expectation', 'monte_carlo', 'flow'), default='expectation', help="how fine structure is taken away (expectation)")
+    parser.add_argument('--silence', choices=('music', 'voice', 'none'), default='music', help="what is cut at both ends: low level, no voice, nothing (music)")
+    parser.add_argument('--exact', action='store_true', help="no probe noise on the curves; takes several times as long")
+    parser.add_argument('--bits', action='store_true', help="bits per frame instead of nats")
+    parser.add_argument('--plot', action='store_true', help="also draw the curves under the spectrogram, as a PNG beside the table")
+    parser.set_defaults(run=run_surprisal)
+
 # %% ../nbs/90_command_line.ipynb #7327bf60
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
@@ -430,6 +489,7 @@ COMMANDS = {  # name → (module, one line); the module has a function add_NAME(
     'mix': ('command', "the sound of a weighted sum of latents"),
     'subtract': ('command', "the sound of a latent without some others"),
     'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
+    'surprisal': ('command', "how surprising each tenth of a second of a sound is, one table each"),
     'info': ('command', "what a model or a latent file is"),
 }
 
