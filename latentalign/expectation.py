@@ -6,10 +6,10 @@
 __all__ = ['COMBINATIONS', 'MODES', 'REDUCTIONS', 'CORRELATIONS', 'entropy_bits', 'combine', 'note_options', 'view_predictions',
            'stack_notes', 'Expectation', 'ExpectationModel', 'check_names', 'learn_melody', 'target_values', 'hear',
            'weigh_up', 'measure', 'listen', 'hear_folds', 'onset_frames', 'notes_to_frames', 'frames_to_notes',
-           'encoder_delay', 'ranks', 'correlation', 'Agreement', 'agreement', 'onset_loudness', 'read_ic_table',
-           'play_melody', 'recorded_pairs', 'HeardMelody', 'agreement_by_level']
+           'encoder_delay', 'ranks', 'correlation', 'Agreement', 'interval', 'agreement', 'onset_loudness',
+           'read_ic_table', 'play_melody', 'recorded_pairs', 'HeardMelody', 'agreement_by_level']
 
-# %% ../nbs/87_expectation.ipynb #0c3f8be0
+# %% ../nbs/87_expectation.ipynb #79e380a6
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
@@ -17,17 +17,17 @@ from numpy import ndarray
 from .melodies import BASICS, READERS, Melody, Viewpoint, melody_events, read_melody, view_melody, viewpoint
 from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, predict, states
 
-# %% ../nbs/87_expectation.ipynb #b8fdd143
+# %% ../nbs/87_expectation.ipynb #aa15df72
 COMBINATIONS = ("geometric", "arithmetic")
 
-# %% ../nbs/87_expectation.ipynb #9dd8d765
+# %% ../nbs/87_expectation.ipynb #39547a44
 def entropy_bits(
     p:ndarray,  # (..., symbols), probabilities
 )->ndarray:     # (...,), bits
     "Shannon's entropy."
     return -np.sum(p*np.log2(np.where(p > 0, p, 1)), -1)
 
-# %% ../nbs/87_expectation.ipynb #56f2a619
+# %% ../nbs/87_expectation.ipynb #f0d1b3f7
 def combine(
     p:ndarray,    # (models, notes, symbols); rows of NaN where a model says nothing
     bias:float,   # 0: all count alike
@@ -44,7 +44,7 @@ def combine(
     total = mixed.sum(-1, keepdims=True)
     return np.where(total > 0, mixed/np.where(total > 0, total, 1), 1/symbols)
 
-# %% ../nbs/87_expectation.ipynb #ac9b3f4a
+# %% ../nbs/87_expectation.ipynb #de6088b8
 def note_options(
     view:Viewpoint,
     target:str,     # the basic attribute that is predicted
@@ -62,7 +62,7 @@ def note_options(
         before = now
     return found
 
-# %% ../nbs/87_expectation.ipynb #c201c04e
+# %% ../nbs/87_expectation.ipynb #23b29b39
 def view_predictions(
     tree:ContextTree,  # what was heard before
     ppm:PPM,
@@ -87,7 +87,7 @@ def view_predictions(
     if learns: tree.add(END)
     return {target: stack_notes(rows) for target, rows in found.items()}
 
-# %% ../nbs/87_expectation.ipynb #cb69a5e2
+# %% ../nbs/87_expectation.ipynb #fb48271a
 def stack_notes(
     rows:list,  # (values,) of each note, or None
 )->ndarray:     # (notes, values), rows of NaN for None; one column where nothing is known
@@ -95,10 +95,10 @@ def stack_notes(
     values = next((len(row) for row in rows if row is not None), 1)
     return np.stack([np.full(values, np.nan) if row is None else row for row in rows])
 
-# %% ../nbs/87_expectation.ipynb #15bcff2a
+# %% ../nbs/87_expectation.ipynb #68a7f81d
 MODES = ("stm", "ltm", "ltm+", "both", "both+")
 
-# %% ../nbs/87_expectation.ipynb #c1a03c1e
+# %% ../nbs/87_expectation.ipynb #f8f726f2
 @dataclass(frozen=True, eq=False)
 class Expectation:
     "What was expected of the notes of one melody."
@@ -113,7 +113,7 @@ class Expectation:
         "The probability that each note had."
         return 2**-self.ic
 
-# %% ../nbs/87_expectation.ipynb #a90d5611
+# %% ../nbs/87_expectation.ipynb #e2989ad1
 @dataclass
 class ExpectationModel:
     "Melodic expectation. Raises ValueError on unknown names, and if a target has no viewpoint or a viewpoint no target."
@@ -158,7 +158,7 @@ class ExpectationModel:
         "Each melody heard by a model that has heard those of the other folds. Raises ValueError on an impossible number of folds."
         return hear_folds(self, folds)
 
-# %% ../nbs/87_expectation.ipynb #64ac7214
+# %% ../nbs/87_expectation.ipynb #d5166aba
 def check_names(
     model:ExpectationModel,
 ):
@@ -176,7 +176,7 @@ def check_names(
         if not any(target in view.basics for view in views): raise ValueError(f"no viewpoint of {', '.join(model.viewpoints)} says anything of the target {target!r}")
     if not views or not model.targets: raise ValueError(f"a model needs viewpoints and targets, got {model.viewpoints} and {model.targets}")
 
-# %% ../nbs/87_expectation.ipynb #e74c9004
+# %% ../nbs/87_expectation.ipynb #5aaffba8
 def learn_melody(
     model:ExpectationModel,
     melody:Melody,
@@ -186,7 +186,7 @@ def learn_melody(
     model.melodies.append(melody)
     for target, values in model.values.items(): values.update(target_values(melody, target))
 
-# %% ../nbs/87_expectation.ipynb #c6566838
+# %% ../nbs/87_expectation.ipynb #e9616aab
 def target_values(
     melody:Melody,
     target:str,  # basic attribute
@@ -194,7 +194,7 @@ def target_values(
     "The values of a basic attribute."
     return [getattr(event, target) for event in melody_events(melody)]
 
-# %% ../nbs/87_expectation.ipynb #17bdc1df
+# %% ../nbs/87_expectation.ipynb #88564e9a
 def hear(
     model:ExpectationModel,
     melody:Melody,
@@ -210,7 +210,7 @@ def hear(
     heard = {kind: views for kind, views in heard.items() if views}
     return weigh_up(model, melody, alphabets, heard)
 
-# %% ../nbs/87_expectation.ipynb #abaa6509
+# %% ../nbs/87_expectation.ipynb #c11a7583
 def weigh_up(
     model:ExpectationModel,
     melody:Melody,
@@ -232,7 +232,7 @@ def weigh_up(
     return Expectation(*read(whole), {n: Expectation(*read(f)) for n, f in single.items()}, {k: Expectation(*read(f)) for k, f in alone.items()},
                        {target: (alphabets[target], p) for target, p in whole.items()})
 
-# %% ../nbs/87_expectation.ipynb #ffd8cb21
+# %% ../nbs/87_expectation.ipynb #120ce3a8
 def measure(
     found:dict,      # {target: (notes, values) distributions}
     melody:Melody,
@@ -248,7 +248,7 @@ def measure(
     sums = lambda values: np.where(np.isnan(values).all(0), np.nan, np.nansum(values, 0)) + 0.
     return sums(ic), sums(entropy)
 
-# %% ../nbs/87_expectation.ipynb #9b312189
+# %% ../nbs/87_expectation.ipynb #71c9c08f
 def listen(
     model:ExpectationModel,
     melodies:Melody|list,  # one, or several, heard in this order
@@ -264,7 +264,7 @@ def listen(
         for name, tree in model.trees.items(): tree.rewind(begun[name])
     return found[0] if isinstance(melodies, Melody) else found
 
-# %% ../nbs/87_expectation.ipynb #bd2d952a
+# %% ../nbs/87_expectation.ipynb #3fdf73a0
 def hear_folds(
     model:ExpectationModel,
     folds:int,  # 2 … number of melodies
@@ -282,7 +282,7 @@ def hear_folds(
                 for name, tree in model.trees.items(): tree.recall(model.places[i][name])
     return found
 
-# %% ../nbs/87_expectation.ipynb #9de19165
+# %% ../nbs/87_expectation.ipynb #b136ca6c
 def onset_frames(
     onsets:ndarray,      # (notes,), s
     frame_ends:ndarray,  # (frames,), s, evenly spaced: when each frame ends
@@ -295,10 +295,10 @@ def onset_frames(
     found = np.searchsorted(frame_ends, onsets, side="right")
     return np.where((found == len(frame_ends)) | (onsets < frame_ends[0] - length.mean()), -1, found)
 
-# %% ../nbs/87_expectation.ipynb #e272410c
+# %% ../nbs/87_expectation.ipynb #ecbe925d
 REDUCTIONS = {"sum": np.add, "max": np.maximum}
 
-# %% ../nbs/87_expectation.ipynb #69c0707d
+# %% ../nbs/87_expectation.ipynb #4f8ce753
 def notes_to_frames(
     values:ndarray,      # (notes,)
     index:ndarray,       # (notes,), as `onset_frames` gives it
@@ -312,7 +312,7 @@ def notes_to_frames(
     REDUCTIONS[reduction].at(found, index[there], np.asarray(values, float)[there])
     return found
 
-# %% ../nbs/87_expectation.ipynb #f8398de7
+# %% ../nbs/87_expectation.ipynb #7af48fc9
 def frames_to_notes(
     values:ndarray,          # (frames,)
     index:ndarray,           # (notes,), as `onset_frames` gives it, not decreasing where it is not -1
@@ -326,7 +326,7 @@ def frames_to_notes(
     for note, first, end in zip(there, index[there], ends): found[note] = values[first:max(end, first + 1)].mean()
     return found
 
-# %% ../nbs/87_expectation.ipynb #1e80f5f8
+# %% ../nbs/87_expectation.ipynb #e937bb64
 def encoder_delay(
     encode,              # function: (samples,) float32 wave → (channels, frames) latents
     frame_length:int,    # samples a latent frame
@@ -345,7 +345,7 @@ def encoder_delay(
         late.append(first_end + (np.argmax(change) - .5)*frame_length - at)
     return float(np.mean(late))
 
-# %% ../nbs/87_expectation.ipynb #ddb7db76
+# %% ../nbs/87_expectation.ipynb #0383853e
 def ranks(
     x:ndarray,  # (notes,)
 )->ndarray:     # (notes,), from 0; equal values get the mean of their ranks
@@ -353,7 +353,7 @@ def ranks(
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count + 1)/2)[place]
 
-# %% ../nbs/87_expectation.ipynb #a06cb902
+# %% ../nbs/87_expectation.ipynb #86bdba75
 CORRELATIONS = ("spearman", "pearson")
 
 
@@ -374,34 +374,53 @@ def correlation(
     scale = np.sqrt((columns**2).sum(0))
     return float(columns[:, 0] @ columns[:, 1]/scale.prod()) if scale.min() > 1e-9 else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #75c350b2
+# %% ../nbs/87_expectation.ipynb #894bbccc
 @dataclass(frozen=True, eq=False)
 class Agreement:
     "How far two curves agree over some pieces."
-    pooled:float    # over all notes of all pieces
-    low:float       # end of the 95 % interval of `pooled`, bootstrapped over pieces; NaN for a single piece
-    high:float      # its other end
-    pieces:ndarray  # (pieces,), the correlation in each
-    notes:int       # that were compared
+    pooled:float        # over all notes of all pieces
+    low:float           # end of the 95 % interval of `pooled`; NaN for a single piece
+    high:float          # its other end
+    pieces:ndarray      # (pieces,), the correlation in each
+    notes:int           # that were compared
+    drawn:ndarray       # (draws,), `pooled` of pieces drawn again
+    drawn_mean:ndarray  # (draws,), `mean` of pieces drawn again
 
-# %% ../nbs/87_expectation.ipynb #9eede313
+    @property
+    def mean(self)->float:
+        "The mean over the pieces that have a correlation; NaN where none has."
+        return float(np.nanmean(self.pieces)) if np.isfinite(self.pieces).any() else float("nan")
+
+# %% ../nbs/87_expectation.ipynb #bb4f0dd7
+def interval(
+    drawn:ndarray,  # (draws,)
+)->tuple:           # low and high end, NaN where no draw is finite
+    "The 95 % interval of bootstrap draws."
+    drawn = drawn[np.isfinite(drawn)]
+    return tuple(map(float, np.quantile(drawn, [.025, .975]))) if len(drawn) else (float("nan"), float("nan"))
+
+# %% ../nbs/87_expectation.ipynb #3f7eff18
 def agreement(
-    pieces:list,         # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
-    kind:str="spearman", # one of CORRELATIONS
-    draws:int=500,       # of the bootstrap
+    pieces:list,           # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
+    kind:str="spearman",   # one of CORRELATIONS
+    draws:int=500,         # of the bootstrap
     seed:int=0,
+    groups:list|None=None, # for each piece with whom it is drawn, such as the melody that several instruments play; None: each alone
 )->Agreement:
-    "Correlation over pieces, with a bootstrap interval. Raises ValueError if there are no pieces."
-    if not pieces: raise ValueError("there are no pieces to compare")
+    "Correlation over pieces, with a bootstrap interval. Raises ValueError if there are no pieces, or groups of another number."
+    groups = list(range(len(pieces))) if groups is None else list(groups)
+    if not pieces or len(groups) != len(pieces): raise ValueError(f"there must be pieces to compare, and a group for each, got {len(pieces)} and {len(groups)}")
     pieces = [[np.asarray(v, float) for v in piece] for piece in pieces]
     pool = lambda chosen: (lambda x, y, *controls: correlation(x, y, kind, *controls))(*map(np.concatenate, zip(*chosen)))
-    rng = np.random.default_rng(seed)
-    drawn = [pool([pieces[i] for i in rng.integers(len(pieces), size=len(pieces))]) for _ in range(draws)] if len(pieces) > 1 else [np.nan]
-    low, high = np.nanquantile(drawn, [.025, .975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    each, members = np.array([pool([p]) for p in pieces]), [np.flatnonzero([g == name for g in groups]) for name in dict.fromkeys(groups)]
+    rng, known = np.random.default_rng(seed), np.isfinite(each)
+    drawn = [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(draws)] if len(members) > 1 else []
+    pooled = np.array([pool([pieces[i] for i in chosen]) for chosen in drawn])
+    means = np.array([each[chosen][known[chosen]].mean() if known[chosen].any() else np.nan for chosen in drawn])
     notes = sum(int(np.isfinite(p[0] + p[1]).sum()) for p in pieces)
-    return Agreement(pool(pieces), float(low), float(high), np.array([pool([p]) for p in pieces]), notes)
+    return Agreement(pool(pieces), *interval(pooled), each, notes, pooled, means)
 
-# %% ../nbs/87_expectation.ipynb #dc0c82b4
+# %% ../nbs/87_expectation.ipynb #27dc3b56
 def onset_loudness(
     wave:ndarray,       # (samples,)
     sample_rate:int,    # Hz
@@ -415,7 +434,7 @@ def onset_loudness(
         if onset >= 0 and len(part): found[i] = 10*np.log10(np.mean(part**2) + 1e-10)
     return found
 
-# %% ../nbs/87_expectation.ipynb #0e345665
+# %% ../nbs/87_expectation.ipynb #1a9a878b
 def read_ic_table(
     path,      # CSV with columns Time, IC_0.0, IC_0.3, …
 )->tuple:      # (frames,) ends of the predicted frames in s, {noise level: (frames,) information content}
@@ -427,7 +446,7 @@ def read_ic_table(
     except ValueError as e: raise ValueError(f"{path} has rows that are no numbers, or of different lengths: {e}") from e
     return values[:, 0], {float(level): values[:, i] for i, level in levels.items()}
 
-# %% ../nbs/87_expectation.ipynb #18cf817f
+# %% ../nbs/87_expectation.ipynb #5bfa0052
 def play_melody(
     melody:Melody,
     program:int,          # General MIDI program, 0 … 127
@@ -442,14 +461,16 @@ def play_melody(
     wave = resample(play(notes, program, False, onsets[-1] + melody.durations[-1]*quarter + 1, soundfont()), 44100, sample_rate)
     return .5*wave/max(float(np.abs(wave).max()), 1e-9), replace(melody, times=onsets)
 
-# %% ../nbs/87_expectation.ipynb #ef987fa0
+# %% ../nbs/87_expectation.ipynb #975bd0bb
 def recorded_pairs(
     folder,   # recordings and MIDI files or scores of the same name
 )->list:      # (audio file, `Melody` with `times`) of each pair
-    "Recordings with their melodies. Raises ValueError if there are no recordings, one has no partner, or a melody has no times."
+    "Recordings with their melodies. Raises ValueError if there are no recordings, one has no partner or two, or a melody has no times."
     from latentalign.audio import find_audio
-    melodies = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in READERS}
-    sounds = {p.stem: p for p in find_audio(folder)}
+    scores, waves = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in READERS], find_audio(folder)
+    melodies, sounds = ({p.stem: p for p in paths} for paths in (scores, waves))
+    twice = sorted(n for paths in (scores, waves) for n in {p.stem for p in paths} if sum(p.stem == n for p in paths) > 1)
+    if twice: raise ValueError(f"{folder} has several files of the same name: {', '.join(twice)}")
     alone = sorted(set(melodies) ^ set(sounds))
     if alone: raise ValueError(f"{folder} must hold one melody for each recording; without a partner: {', '.join(alone)}")
     found = [(sounds[name], read_melody(melodies[name])) for name in sorted(melodies)]
@@ -457,7 +478,7 @@ def recorded_pairs(
     if untimed: raise ValueError(f"melodies without times in seconds (MIDI has them, scores do not): {', '.join(untimed)}")
     return found
 
-# %% ../nbs/87_expectation.ipynb #441b91a0
+# %% ../nbs/87_expectation.ipynb #a38679ce
 @dataclass(frozen=True, eq=False)
 class HeardMelody:
     "A melody with what a symbolic and an audio model are surprised by."
@@ -479,7 +500,7 @@ class HeardMelody:
         waited = np.diff(self.melody.times, prepend=np.nan)
         return audio[1:], self.expected[1:], np.stack([self.loudness, waited], 1)[1:]
 
-# %% ../nbs/87_expectation.ipynb #c575573f
+# %% ../nbs/87_expectation.ipynb #29d11f23
 def agreement_by_level(
     heard:list,            # of `HeardMelody`, with the same noise levels
     kind:str="spearman",   # one of CORRELATIONS
@@ -487,8 +508,9 @@ def agreement_by_level(
     delay:float=0.,        # s, as `onset_frames` takes it
     until_next:bool=False, # as `frames_to_notes` takes it
 )->dict:                   # {noise level: `Agreement`}
-    "How far audio surprisal agrees with symbolic, at each noise level. Raises ValueError if melodies have different noise levels."
+    "How far audio surprisal agrees with symbolic, at each noise level; a melody's sounds are drawn together. Raises ValueError if there are none, or of different noise levels."
     levels = {tuple(h.ic) for h in heard}
-    if len(levels) != 1: raise ValueError(f"melodies have different noise levels: {sorted(levels)}")
+    if len(levels) != 1: raise ValueError(f"melodies must be there, and have the same noise levels, got {sorted(levels)}")
     pieces = lambda level: [h.notes(level, delay, until_next)[:3 if partial else 2] for h in heard]
-    return {level: agreement(pieces(level), kind) for level in levels.pop()}
+    groups = [h.melody.name or i for i, h in enumerate(heard)]
+    return {level: agreement(pieces(level), kind, groups=groups) for level in levels.pop()}

@@ -169,17 +169,17 @@ def test_bad_recordings_are_named(trials):
     with pytest.raises(ValueError, match="0 Hz"): Recording(trials, 0)
 
 def test_alignment_and_its_errors(trials):
-    one = Recording(trials, 64., name="anna")
+    one = Recording(trials, 64., name="listener")
     heard = Stimulus({"onset": [np.ones((len(t) + 10, 1)) for t in trials], "other": [np.ones((len(t) - 5, 1)) for t in trials]}, 64.)
     stimulus, cut = align(heard, one)
     assert all(len(t) == len(u) == len(f) == len(v) - 5 for t, u, f, v in zip(cut.trials, stimulus.features["onset"], stimulus.features["other"], trials))
     short = replace(heard, features={"onset": [np.ones((100, 1))]*3})
-    with pytest.raises(ValueError, match="trial 0: the stimulus lasts 1.56 s, shorter than the 5.00 s of anna"): align(short, one)
+    with pytest.raises(ValueError, match="trial 0: the stimulus lasts 1.56 s, shorter than the 5.00 s of listener"): align(short, one)
     assert [len(t) for t in align(short, one, None)[1].trials] == [100]*3
     with pytest.raises(ValueError, match="longer than"): align(replace(heard, features={"onset": [np.ones((999, 1))]*3}), one)
     with pytest.raises(ValueError, match="another order"): align(replace(heard, features={"onset": heard.features["onset"][::-1]}), one, .5)
     with pytest.raises(ValueError, match="3 trials, but the stimulus {'onset': 2}"): align(replace(heard, features={"onset": heard.features["onset"][:2]}), one)
-    with pytest.raises(ValueError, match="32 Hz, but anna 64 Hz"): align(replace(heard, sample_rate=32.), one)
+    with pytest.raises(ValueError, match="32 Hz, but listener 64 Hz"): align(replace(heard, sample_rate=32.), one)
 
 @pytest.mark.parametrize("before, after", [(512, 64), (500, 64), (64, 512), (44100, 64)])
 def test_resampling_keeps_a_slow_sine(before, after):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
 from latentalign.expectation import (COMBINATIONS, MODES, Agreement, ExpectationModel, agreement, combine, correlation, encoder_delay, frames_to_notes,
-                                     notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
+                                     interval, notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
 from latentalign.melodies import (VIEWPOINTS, Melody, corpus_melodies, estimate_tonic, read_idyom, read_melody, read_midi, read_score, single_line, to_ticks,
                                   view_melody, viewpoint)
 from latentalign.ppm import END, ESCAPES, LONG_TERM, PPM, SHORT_TERM, SMOOTHINGS, ContextTree, predict, sequence_probabilities, states
@@ -469,7 +469,19 @@ def test_agreement_over_pieces():
     assert isinstance(found, Agreement) and found.low < found.pooled < found.high and found.notes == 320 and len(found.pieces) == 8
     assert found.pooled == pytest.approx(correlation(*(np.concatenate(p) for p in list(zip(*pieces))[:2]), "spearman", np.concatenate([p[2] for p in pieces])))
     assert np.isnan(agreement(pieces[:1]).low)
-    with pytest.raises(ValueError, match="no pieces"): agreement([])
+    assert found.drawn.shape == found.drawn_mean.shape == (100,) and found.mean == pytest.approx(found.pieces.mean()) and interval(found.drawn) == (found.low, found.high)
+    with pytest.raises(ValueError, match="pieces to compare.*got 0"): agreement([])
+    with pytest.raises(ValueError, match="got 8 and 3"): agreement(pieces, groups=[1, 2, 3])
+
+def test_sounds_of_one_melody_are_drawn_together():
+    "A piece counted twice says no more than once; all in one group leave nothing to draw."
+    rng = np.random.default_rng(1)
+    pieces = [(x, x + rng.standard_normal(30)) for x in rng.standard_normal((6, 30))]
+    once, twice = agreement(pieces), agreement([p for p in pieces for _ in range(2)], groups=[i for i in range(6) for _ in range(2)])
+    assert (once.low, once.high) == pytest.approx((twice.low, twice.high), abs=1e-6) and once.drawn_mean == pytest.approx(twice.drawn_mean)
+    assert np.isnan(agreement(pieces, groups=[0]*6).low) and np.isnan(interval(np.array([np.nan]))).all()
+    silent = agreement([*pieces, (np.ones(5), np.arange(5.))])  # one piece without a correlation
+    assert np.isnan(silent.pieces[-1]) and np.isfinite([silent.mean, *silent.drawn_mean]).all()
 
 def test_tables_of_surprisal(tmp_path):
     path = tmp_path/"a.csv"
@@ -496,7 +508,9 @@ def test_recordings_need_their_melodies(tmp_path):
     midi(tmp_path/"a.mid", LINE)
     (path, melody), = recorded_pairs(tmp_path)
     assert path.name == "a.wav" and melody.times is not None
-    (tmp_path/"a.mid").unlink(); (tmp_path/"a.krn").write_text(KERN)
+    (tmp_path/"b").mkdir(); midi(tmp_path/"b/a.mid", LINE)
+    with pytest.raises(ValueError, match="several files of the same name: a"): recorded_pairs(tmp_path)
+    (tmp_path/"b/a.mid").unlink(); (tmp_path/"a.mid").unlink(); (tmp_path/"a.krn").write_text(KERN)
     with pytest.raises(ValueError, match="without times"): recorded_pairs(tmp_path)
 
 TOP = Path(__file__).resolve().parent.parent
@@ -528,6 +542,38 @@ def test_the_notebook_tells_a_known_correlation(tmp_path):
     report = run_notebook("evaluate_expectation.ipynb", tmp_path, tables=",".join(f"{k}={v}" for k, v in folders.items()), essen=0, programs="73", notes=20, viewpoints="cpitch,cpint*cpintfref")
     row = lambda variant, level, kind="pearson": next(r for r in report["rows"] if (r["variant"], r["noise_level"], r["kind"]) == (variant, level, kind))
     for variant, best in (("aligned", .9), ("unaligned", .5)):
-        for level in (0., .4, .8): assert abs(row(variant, level)["mean_over_melodies"] - best*(1 - 1.5*abs(level - .4))) < .15
-        assert max((0., .4, .8), key=lambda level: row(variant, level, "spearman")["pooled"]) == .4 and row(variant, .4)["low"] < row(variant, .4)["pooled"] < row(variant, .4)["high"]
+        for level in (0., .4, .8): assert abs(row(variant, level)["mean"][0] - best*(1 - 1.5*abs(level - .4))) < .15
+        value, low, high = row(variant, .4)["pooled"]
+        assert low < value < high and len(row(variant, .4)["each"]) == report["sounds"] == report["melodies"]
+        found = report["findings"]["levels"][variant]
+        assert found["best"] == .4 and found["best_inside"] > .95 and found["above_clean"][1] > 0
+    difference = {d["noise_level"]: d["pooled"] for d in report["findings"]["variants"]}
+    assert list(difference) == [0., .4, .8] and difference[.4][1] > .2 and (report["findings"]["variants"][0]["one"], report["findings"]["variants"][0]["other"]) == ("aligned", "unaligned")
     assert (tmp_path/"out/levels.png").stat().st_size > 1000 and (tmp_path/"out/notes.png").exists()
+
+def untrained_surprisal(folder):
+    "A surprisal model with random weights, in a folder."
+    import torch
+    from latentalign import Autoencoder
+    from latentalign.autoencoder import fingerprint
+    from latentalign.sequence import SequenceConfig
+    from latentalign.surprisal import Surprisal, SurprisalConfig
+    torch.manual_seed(0)
+    encoder = Autoencoder.from_pretrained("m2l-tiny")
+    sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
+    Surprisal(SurprisalConfig(sizes, "m2l-tiny", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(folder)
+
+def test_the_notebook_hears_own_recordings_with_a_model(tmp_path):
+    "Three recordings, the MIDI file of one of them names no key; an untrained model agrees with nothing in particular, but every number is there."
+    from latentalign.audio import write_audio
+    from latentalign.expectation import play_melody
+    untrained_surprisal(tmp_path/"model")
+    own = tmp_path/"own"; own.mkdir()
+    for i, melody in enumerate(corpus_melodies("test")[:3]):
+        wave, timed = play_melody(melody[:12], 0)
+        write_audio(own/f"{i}.wav", wave, 44100)
+        midi(own/f"{i}.mid", list(zip(timed.onsets - timed.onsets[0], timed.durations, timed.pitches)), key=(0, 0) if i else None)
+    report = run_notebook("evaluate_expectation.ipynb", tmp_path, models=f"untrained={tmp_path/'model'}", data=str(own), noise_levels="0,0.5", notes=10, essen=0, viewpoints="cpint")
+    assert report["melodies"] == report["sounds"] == 3 and report["settings"]["data"] == "own" and abs(report["settings"]["delay"]["untrained"]) < .2
+    assert len(report["rows"]) == 4 and all(r["notes"] >= 20 and all(-1 <= v <= 1 for key in ("pooled", "mean", "partial") for v in r[key]) for r in report["rows"])
+    assert {p.name for p in (tmp_path/"out/untrained").iterdir()} == {"0.csv", "1.csv", "2.csv"}
