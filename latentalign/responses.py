@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LAMBDAS', 'impulses', 'envelope', 'spectral_flux', 'held_frames', 'TRFOptions', 'Products', 'trial_products',
-           'check_trials', 'trained_weights', 'prediction_correlation', 'Response', 'nested_response', 'inner_scores',
-           'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'read_notes', 'GroupGain', 'group_gain']
+           'check_trials', 'trained_weights', 'prediction_correlation', 'Response', 'nested_response',
+           'validation_scores', 'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'read_notes', 'GroupGain',
+           'group_gain']
 
-# %% ../nbs/88_responses.ipynb #b9a62609
+# %% ../nbs/88_responses.ipynb #97da03b1
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/88_responses.ipynb #0aa288bc
+# %% ../nbs/88_responses.ipynb #25009fc9
 def impulses(
     onsets:ndarray,            # (notes,), s from the beginning of the trial
     values:ndarray|None,       # (notes,), heights, NaN for none; None: 1
@@ -29,7 +30,7 @@ def impulses(
     np.add.at(found[:, 0], at[there], values[there])
     return found
 
-# %% ../nbs/88_responses.ipynb #7e4f5d2a
+# %% ../nbs/88_responses.ipynb #ec668116
 def envelope(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -41,7 +42,7 @@ def envelope(
     energy = np.concatenate([[0.], np.cumsum(np.square(np.asarray(wave, float)))])
     return (np.maximum(np.diff(energy[edges]), 0)/np.maximum(np.diff(edges), 1))[:, None]**(power/2)
 
-# %% ../nbs/88_responses.ipynb #0bc0544a
+# %% ../nbs/88_responses.ipynb #483fede7
 def spectral_flux(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -56,7 +57,7 @@ def spectral_flux(
     level = np.log(np.abs(np.fft.rfft(frames)) + 1e-3)
     return np.maximum(np.diff(level, axis=0, prepend=level[:1]), 0).sum(1, keepdims=True)
 
-# %% ../nbs/88_responses.ipynb #b82b39b1
+# %% ../nbs/88_responses.ipynb #bf26069b
 def held_frames(
     values:ndarray,       # (frames,), NaN counts as 0
     frame_ends:ndarray,   # (frames,), s, evenly spaced
@@ -68,24 +69,24 @@ def held_frames(
     begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean()
     return np.where(begun, np.append(np.nan_to_num(values), 0)[at], 0)[:, None]
 
-# %% ../nbs/88_responses.ipynb #5edbb848
+# %% ../nbs/88_responses.ipynb #d1063e4d
 LAMBDAS = tuple(10.**k for k in range(-4, 5))
 
-# %% ../nbs/88_responses.ipynb #8970ff2a
+# %% ../nbs/88_responses.ipynb #89789ea5
 @dataclass(frozen=True)
 class TRFOptions:
     "How response functions are estimated. Raises ValueError if lags or lambdas make no sense."
     tmin:float = -.1             # s, first lag
     tmax:float = .6              # s, last lag
     lambdas:tuple = LAMBDAS      # to choose from, rising
-    folds:int = 5                # of the outer and, less one, of the inner cross-validation
+    folds:int = 5                # of the cross-validation; the inner one has those that are not tested
 
     def __post_init__(self):
         if self.tmin >= self.tmax: raise ValueError(f"the first lag must come before the last, got {self.tmin} and {self.tmax} s")
         if not self.lambdas or min(self.lambdas) <= 0 or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
         if self.folds < 3: raise ValueError(f"nested cross-validation needs at least 3 folds, got {self.folds}")
 
-# %% ../nbs/88_responses.ipynb #7da1b381
+# %% ../nbs/88_responses.ipynb #65d32053
 @dataclass(frozen=True, eq=False)
 class Products:
     "The sums over each trial that the regression needs."
@@ -97,7 +98,7 @@ class Products:
     sample_rate:float # Hz
     lags:ndarray      # (lags,), samples
 
-# %% ../nbs/88_responses.ipynb #8f943a79
+# %% ../nbs/88_responses.ipynb #3dfa16ae
 def trial_products(
     features:list,      # (samples, features) of each trial
     eeg:list,           # (samples, channels) of each trial
@@ -113,7 +114,7 @@ def trial_products(
     each = lambda trials, power: np.stack([(t**power).sum(0) for t in trials])
     return Products(xx, xy, each(eeg, 2), each(features, 2), each(features, 1), sample_rate, np.array(lags))
 
-# %% ../nbs/88_responses.ipynb #44cb17f0
+# %% ../nbs/88_responses.ipynb #d1e34abc
 def check_trials(
     features:list,  # (samples, features) of each trial
     eeg:list,       # (samples, channels) of each trial
@@ -131,7 +132,7 @@ def check_trials(
         if len(flat): raise ValueError(f"trial {i}: EEG channels {flat.tolist()} are flat")
     return features, eeg
 
-# %% ../nbs/88_responses.ipynb #0fe4d21f
+# %% ../nbs/88_responses.ipynb #78771be1
 def trained_weights(
     products:Products,
     train:ndarray,     # indices of the training trials
@@ -146,7 +147,7 @@ def trained_weights(
     xx, xy = products.xx[train].mean(0)/x/x[:, None], products.xy[train].mean(0)/x[:, None]/y
     return np.stack([fit_weights_with_covariance_matrices(xx, xy, products.sample_rate, lam) for lam in lambdas]), x
 
-# %% ../nbs/88_responses.ipynb #7b54fbb7
+# %% ../nbs/88_responses.ipynb #5934a575
 def prediction_correlation(
     products:Products,
     trial:int,
@@ -162,7 +163,7 @@ def prediction_correlation(
     varies = (predicted > 1e-12*np.maximum((w**2).sum(-2), 1e-300)) & (recorded > 0)
     return np.where(varies, both/np.sqrt(np.where(varies, predicted*recorded, 1)), 0)
 
-# %% ../nbs/88_responses.ipynb #2d76d6db
+# %% ../nbs/88_responses.ipynb #e938981b
 @dataclass(frozen=True, eq=False)
 class Response:
     "Response functions, and how well they predict EEG they were not estimated from."
@@ -176,41 +177,39 @@ class Response:
         "The mean over trials, then over channels."
         return float(self.r.mean())
 
-# %% ../nbs/88_responses.ipynb #9c131207
+# %% ../nbs/88_responses.ipynb #f9e80007
 def nested_response(
     products:Products,
     options:TRFOptions,
 )->Response:
     "Nested cross-validation over trials. Warns where the best lambda ends the grid."
-    trials, folds = len(products.xx), min(options.folds, len(products.xx))
-    parts = np.array_split(np.arange(trials), folds)
-    r, chosen, found = np.zeros(products.yy.shape), [], []
-    for test in parts:
-        train = np.setdiff1d(np.arange(trials), test)
-        best = int(np.argmax(inner_scores(products, train, folds - 1, options.lambdas)))
-        (weights,), scale = trained_weights(products, train, (options.lambdas[best],))
+    parts = np.array_split(np.arange(len(products.xx)), min(options.folds, len(products.xx)))
+    r, found = np.zeros(products.yy.shape), []
+    chosen = validation_scores(products, parts, options.lambdas).argmax(1).tolist()
+    for test, best in zip(parts, chosen):
+        (weights,), scale = trained_weights(products, np.setdiff1d(np.concatenate(parts), test), (options.lambdas[best],))
         for trial in test: r[trial] = prediction_correlation(products, trial, weights, scale)
-        chosen.append(best); found.append(weights[1:])
+        found.append(weights[1:])
     warn_of_edges(chosen, options.lambdas)
     weights = np.mean(found, 0).reshape(len(products.sums[0]), len(products.lags), -1, order="F")
     return Response(r, weights, products.lags/products.sample_rate, np.array(options.lambdas)[chosen])
 
-# %% ../nbs/88_responses.ipynb #6af3fcf7
-def inner_scores(
+# %% ../nbs/88_responses.ipynb #7fce4f50
+def validation_scores(
     products:Products,
-    train:ndarray,   # indices of the trials that may be used
-    folds:int,
+    parts:list,      # indices of the trials of each fold
     lambdas:tuple,
-)->ndarray:          # (lambdas,), mean correlation over validation trials and channels
-    "How well each lambda does in cross-validation among the training trials."
-    scores = np.zeros(len(lambdas))
-    for part in np.array_split(train, min(folds, len(train))):
-        rest = np.setdiff1d(train, part)
-        weights, scale = trained_weights(products, rest, lambdas)
-        for trial in part: scores += prediction_correlation(products, trial, weights, scale).mean(-1)
-    return scores/len(train)
+)->ndarray:          # (folds, lambdas), for each fold that is to be tested: mean correlation over channels, added over all other trials
+    "How well each lambda does in cross-validation among the trials of the other folds."
+    scores, everyone = np.zeros((len(parts), len(lambdas))), np.concatenate(parts)
+    for i, one in enumerate(parts):
+        for j, other in enumerate(parts[:i]):
+            weights, scale = trained_weights(products, np.setdiff1d(everyone, np.concatenate([one, other])), lambdas)
+            for tested, validated in ((i, other), (j, one)):
+                for trial in validated: scores[tested] += prediction_correlation(products, trial, weights, scale).mean(-1)
+    return scores
 
-# %% ../nbs/88_responses.ipynb #318c17a7
+# %% ../nbs/88_responses.ipynb #6c03b11d
 def warn_of_edges(
     chosen:list,    # index of the best lambda of each fold
     lambdas:tuple,
@@ -221,7 +220,7 @@ def warn_of_edges(
         if times and len(lambdas) > 1:
             warnings.warn(f"in {times} of {len(chosen)} folds the best lambda is {lambdas[edge]:g}, the {name} of the grid: widen it", stacklevel=3)
 
-# %% ../nbs/88_responses.ipynb #1b854bd2
+# %% ../nbs/88_responses.ipynb #179d1118
 @dataclass(frozen=True, eq=False)
 class NoteFeature:
     "A value for each note of each trial, such as its surprisal."
@@ -242,7 +241,7 @@ class NoteFeature:
         "The values shuffled among the notes of each trial."
         return NoteFeature(self.onsets, [rng.permutation(v) for v in self.values], self.name)
 
-# %% ../nbs/88_responses.ipynb #67a80b40
+# %% ../nbs/88_responses.ipynb #aec4b87d
 @dataclass(frozen=True, eq=False)
 class Gain:
     "What a feature adds to the prediction of one participant's EEG."
@@ -254,7 +253,7 @@ class Gain:
     without:Response    # the model without the feature
     with_it:Response    # the model with the feature, the last of its weights
 
-# %% ../nbs/88_responses.ipynb #383851bc
+# %% ../nbs/88_responses.ipynb #982ab93d
 def feature_gain(
     base:list,              # (samples, features) of each trial: what the model knows in any case, onsets at least
     feature:NoteFeature,    # what is tested
@@ -276,7 +275,7 @@ def feature_gain(
     p = (1 + int((null >= gain).sum()))/(1 + shuffles)
     return Gain(gain, (with_it.r - without.r).mean(0), p, float(effect), null, without, with_it)
 
-# %% ../nbs/88_responses.ipynb #460b9751
+# %% ../nbs/88_responses.ipynb #b86807a3
 def read_notes(
     onset:list,          # (samples, 1) of each trial: 0 where no note begins
     value:list|None,     # (samples, 1) of each trial: what is to be read at the onsets; None: nothing
@@ -290,7 +289,7 @@ def read_notes(
     values = [np.ones(len(a)) if value is None else np.asarray(value[i], float).reshape(len(value[i]), -1)[a, 0] for i, a in enumerate(at)]
     return NoteFeature([a/sample_rate for a in at], values, name)
 
-# %% ../nbs/88_responses.ipynb #d5b5078a
+# %% ../nbs/88_responses.ipynb #1f3dda26
 @dataclass(frozen=True)
 class GroupGain:
     "What a feature adds, over participants."
