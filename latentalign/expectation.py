@@ -9,7 +9,7 @@ __all__ = ['COMBINATIONS', 'MODES', 'REDUCTIONS', 'CORRELATIONS', 'entropy_bits'
            'encoder_delay', 'ranks', 'correlation', 'Agreement', 'interval', 'agreement', 'onset_loudness',
            'read_ic_table', 'play_melody', 'recorded_pairs', 'HeardMelody', 'agreement_by_level']
 
-# %% ../nbs/87_expectation.ipynb #79e380a6
+# %% ../nbs/87_expectation.ipynb #e2058f20
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
@@ -17,17 +17,17 @@ from numpy import ndarray
 from .melodies import BASICS, READERS, Melody, Viewpoint, melody_events, read_melody, view_melody, viewpoint
 from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, predict, states
 
-# %% ../nbs/87_expectation.ipynb #aa15df72
+# %% ../nbs/87_expectation.ipynb #c0fa01cf
 COMBINATIONS = ("geometric", "arithmetic")
 
-# %% ../nbs/87_expectation.ipynb #39547a44
+# %% ../nbs/87_expectation.ipynb #b6edb081
 def entropy_bits(
     p:ndarray,  # (..., symbols), probabilities
 )->ndarray:     # (...,), bits
     "Shannon's entropy."
     return -np.sum(p*np.log2(np.where(p > 0, p, 1)), -1)
 
-# %% ../nbs/87_expectation.ipynb #f0d1b3f7
+# %% ../nbs/87_expectation.ipynb #1204763a
 def combine(
     p:ndarray,    # (models, notes, symbols); rows of NaN where a model says nothing
     bias:float,   # 0: all count alike
@@ -44,7 +44,7 @@ def combine(
     total = mixed.sum(-1, keepdims=True)
     return np.where(total > 0, mixed/np.where(total > 0, total, 1), 1/symbols)
 
-# %% ../nbs/87_expectation.ipynb #de6088b8
+# %% ../nbs/87_expectation.ipynb #1519b899
 def note_options(
     view:Viewpoint,
     target:str,     # the basic attribute that is predicted
@@ -62,7 +62,7 @@ def note_options(
         before = now
     return found
 
-# %% ../nbs/87_expectation.ipynb #23b29b39
+# %% ../nbs/87_expectation.ipynb #53ae164a
 def view_predictions(
     tree:ContextTree,  # what was heard before
     ppm:PPM,
@@ -87,7 +87,7 @@ def view_predictions(
     if learns: tree.add(END)
     return {target: stack_notes(rows) for target, rows in found.items()}
 
-# %% ../nbs/87_expectation.ipynb #fb48271a
+# %% ../nbs/87_expectation.ipynb #8dd5324a
 def stack_notes(
     rows:list,  # (values,) of each note, or None
 )->ndarray:     # (notes, values), rows of NaN for None; one column where nothing is known
@@ -95,10 +95,10 @@ def stack_notes(
     values = next((len(row) for row in rows if row is not None), 1)
     return np.stack([np.full(values, np.nan) if row is None else row for row in rows])
 
-# %% ../nbs/87_expectation.ipynb #68a7f81d
+# %% ../nbs/87_expectation.ipynb #b3ce96f0
 MODES = ("stm", "ltm", "ltm+", "both", "both+")
 
-# %% ../nbs/87_expectation.ipynb #f8f726f2
+# %% ../nbs/87_expectation.ipynb #bee29d6c
 @dataclass(frozen=True, eq=False)
 class Expectation:
     "What was expected of the notes of one melody."
@@ -113,10 +113,10 @@ class Expectation:
         "The probability that each note had."
         return 2**-self.ic
 
-# %% ../nbs/87_expectation.ipynb #e2989ad1
+# %% ../nbs/87_expectation.ipynb #e8b7b2b4
 @dataclass
 class ExpectationModel:
-    "Melodic expectation. Raises ValueError on unknown names, and if a target has no viewpoint or a viewpoint no target."
+    "Melodic expectation. Raises ValueError as `check_names`."
     viewpoints:tuple = ("cpitch",)     # names of viewpoints, linked ones as "cpint*ioi"
     targets:tuple = ("cpitch",)        # basic attributes to predict, of BASICS
     mode:str = "both+"                 # one of MODES
@@ -132,18 +132,19 @@ class ExpectationModel:
         self.values, self.melodies, self.places = {target: set() for target in self.targets}, [], []
 
     def fit(self,
-        melodies:list,  # of `Melody`
-    )->"ExpectationModel":  # itself
+        melodies:Melody|list,  # one, or several
+    )->"ExpectationModel":     # itself
         "Forget everything and hear a corpus. Raises ValueError if it is empty."
+        melodies = [melodies] if isinstance(melodies, Melody) else list(melodies)
         if not len(melodies): raise ValueError("there are no melodies to learn from")
         self.__post_init__()
         return self.learn(melodies)
 
     def learn(self,
-        melodies:list,  # of `Melody`
-    )->"ExpectationModel":  # itself
+        melodies:Melody|list,  # one, or several
+    )->"ExpectationModel":     # itself
         "Hear more melodies."
-        for melody in melodies: learn_melody(self, melody)
+        for melody in [melodies] if isinstance(melodies, Melody) else melodies: learn_melody(self, melody)
         return self
 
     def information_content(self,
@@ -158,17 +159,19 @@ class ExpectationModel:
         "Each melody heard by a model that has heard those of the other folds. Raises ValueError on an impossible number of folds."
         return hear_folds(self, folds)
 
-# %% ../nbs/87_expectation.ipynb #d5166aba
+# %% ../nbs/87_expectation.ipynb #b37d42c5
 def check_names(
     model:ExpectationModel,
 ):
-    "Raises ValueError on unknown modes, combinations and targets, and where viewpoints and targets do not fit each other."
+    "Raises ValueError on unknown or repeated names, biases that are not finite, and where viewpoints and targets do not fit each other."
     for field in ("viewpoints", "targets"):
         value = getattr(model, field)
         setattr(model, field, (value,) if isinstance(value, str) else tuple(value))
     for value, known, what in ((model.mode, MODES, "mode"), (model.combination, COMBINATIONS, "combination"), *((t, BASICS, "target") for t in model.targets)):
         if value not in known: raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    if not np.isfinite([model.viewpoint_bias, model.model_bias]).all(): raise ValueError(f"biases must be finite, got {model.viewpoint_bias} and {model.model_bias}")
     views = list(map(viewpoint, model.viewpoints))
+    if len({view.name for view in views}) < len(views): raise ValueError(f"a viewpoint is named twice: {', '.join(view.name for view in views)}")
     for view in views:
         if not view.basics & set(model.targets):
             raise ValueError(f"viewpoint {view.name!r} says nothing of the targets {', '.join(model.targets)}: it rests on {', '.join(sorted(view.basics))}")
@@ -176,7 +179,7 @@ def check_names(
         if not any(target in view.basics for view in views): raise ValueError(f"no viewpoint of {', '.join(model.viewpoints)} says anything of the target {target!r}")
     if not views or not model.targets: raise ValueError(f"a model needs viewpoints and targets, got {model.viewpoints} and {model.targets}")
 
-# %% ../nbs/87_expectation.ipynb #5aaffba8
+# %% ../nbs/87_expectation.ipynb #c7f8ae91
 def learn_melody(
     model:ExpectationModel,
     melody:Melody,
@@ -186,7 +189,7 @@ def learn_melody(
     model.melodies.append(melody)
     for target, values in model.values.items(): values.update(target_values(melody, target))
 
-# %% ../nbs/87_expectation.ipynb #e9616aab
+# %% ../nbs/87_expectation.ipynb #63dae7ed
 def target_values(
     melody:Melody,
     target:str,  # basic attribute
@@ -194,7 +197,7 @@ def target_values(
     "The values of a basic attribute."
     return [getattr(event, target) for event in melody_events(melody)]
 
-# %% ../nbs/87_expectation.ipynb #88564e9a
+# %% ../nbs/87_expectation.ipynb #cef5ac34
 def hear(
     model:ExpectationModel,
     melody:Melody,
@@ -210,7 +213,7 @@ def hear(
     heard = {kind: views for kind, views in heard.items() if views}
     return weigh_up(model, melody, alphabets, heard)
 
-# %% ../nbs/87_expectation.ipynb #c11a7583
+# %% ../nbs/87_expectation.ipynb #968648cf
 def weigh_up(
     model:ExpectationModel,
     melody:Melody,
@@ -232,7 +235,7 @@ def weigh_up(
     return Expectation(*read(whole), {n: Expectation(*read(f)) for n, f in single.items()}, {k: Expectation(*read(f)) for k, f in alone.items()},
                        {target: (alphabets[target], p) for target, p in whole.items()})
 
-# %% ../nbs/87_expectation.ipynb #120ce3a8
+# %% ../nbs/87_expectation.ipynb #296d9d70
 def measure(
     found:dict,      # {target: (notes, values) distributions}
     melody:Melody,
@@ -248,7 +251,7 @@ def measure(
     sums = lambda values: np.where(np.isnan(values).all(0), np.nan, np.nansum(values, 0)) + 0.
     return sums(ic), sums(entropy)
 
-# %% ../nbs/87_expectation.ipynb #71c9c08f
+# %% ../nbs/87_expectation.ipynb #e737a3c7
 def listen(
     model:ExpectationModel,
     melodies:Melody|list,  # one, or several, heard in this order
@@ -264,13 +267,13 @@ def listen(
         for name, tree in model.trees.items(): tree.rewind(begun[name])
     return found[0] if isinstance(melodies, Melody) else found
 
-# %% ../nbs/87_expectation.ipynb #3fdf73a0
+# %% ../nbs/87_expectation.ipynb #c5441497
 def hear_folds(
     model:ExpectationModel,
     folds:int,  # 2 … number of melodies
 )->list:        # an `Expectation` of each melody it was fitted to
     "Listen to each melody as one that was never heard. Raises ValueError on an impossible number of folds."
-    if not 2 <= folds <= len(model.melodies): raise ValueError(f"{len(model.melodies)} melodies cannot be parted into {folds} folds")
+    if folds not in range(2, len(model.melodies) + 1): raise ValueError(f"{len(model.melodies)} melodies cannot be parted into {folds} folds")
     found = [None]*len(model.melodies)
     for fold in range(folds):
         members = range(fold, len(found), folds)
@@ -282,7 +285,7 @@ def hear_folds(
                 for name, tree in model.trees.items(): tree.recall(model.places[i][name])
     return found
 
-# %% ../nbs/87_expectation.ipynb #b136ca6c
+# %% ../nbs/87_expectation.ipynb #01666915
 def onset_frames(
     onsets:ndarray,      # (notes,), s
     frame_ends:ndarray,  # (frames,), s, evenly spaced: when each frame ends
@@ -295,10 +298,10 @@ def onset_frames(
     found = np.searchsorted(frame_ends, onsets, side="right")
     return np.where((found == len(frame_ends)) | (onsets < frame_ends[0] - length.mean()), -1, found)
 
-# %% ../nbs/87_expectation.ipynb #ecbe925d
+# %% ../nbs/87_expectation.ipynb #e2960517
 REDUCTIONS = {"sum": np.add, "max": np.maximum}
 
-# %% ../nbs/87_expectation.ipynb #4f8ce753
+# %% ../nbs/87_expectation.ipynb #ef2a1e22
 def notes_to_frames(
     values:ndarray,      # (notes,)
     index:ndarray,       # (notes,), as `onset_frames` gives it
@@ -312,7 +315,7 @@ def notes_to_frames(
     REDUCTIONS[reduction].at(found, index[there], np.asarray(values, float)[there])
     return found
 
-# %% ../nbs/87_expectation.ipynb #7af48fc9
+# %% ../nbs/87_expectation.ipynb #175dcf30
 def frames_to_notes(
     values:ndarray,          # (frames,)
     index:ndarray,           # (notes,), as `onset_frames` gives it, not decreasing where it is not -1
@@ -326,7 +329,7 @@ def frames_to_notes(
     for note, first, end in zip(there, index[there], ends): found[note] = values[first:max(end, first + 1)].mean()
     return found
 
-# %% ../nbs/87_expectation.ipynb #e937bb64
+# %% ../nbs/87_expectation.ipynb #07bcb70b
 def encoder_delay(
     encode,              # function: (samples,) float32 wave → (channels, frames) latents
     frame_length:int,    # samples a latent frame
@@ -345,7 +348,7 @@ def encoder_delay(
         late.append(first_end + (np.argmax(change) - .5)*frame_length - at)
     return float(np.mean(late))
 
-# %% ../nbs/87_expectation.ipynb #0383853e
+# %% ../nbs/87_expectation.ipynb #16fff64f
 def ranks(
     x:ndarray,  # (notes,)
 )->ndarray:     # (notes,), from 0; equal values get the mean of their ranks
@@ -353,7 +356,7 @@ def ranks(
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count + 1)/2)[place]
 
-# %% ../nbs/87_expectation.ipynb #86bdba75
+# %% ../nbs/87_expectation.ipynb #6953d493
 CORRELATIONS = ("spearman", "pearson")
 
 
@@ -374,7 +377,7 @@ def correlation(
     scale = np.sqrt((columns**2).sum(0))
     return float(columns[:, 0] @ columns[:, 1]/scale.prod()) if scale.min() > 1e-9 else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #894bbccc
+# %% ../nbs/87_expectation.ipynb #03375728
 @dataclass(frozen=True, eq=False)
 class Agreement:
     "How far two curves agree over some pieces."
@@ -391,7 +394,7 @@ class Agreement:
         "The mean over the pieces that have a correlation; NaN where none has."
         return float(np.nanmean(self.pieces)) if np.isfinite(self.pieces).any() else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #bb4f0dd7
+# %% ../nbs/87_expectation.ipynb #66863c50
 def interval(
     drawn:ndarray,  # (draws,)
 )->tuple:           # low and high end, NaN where no draw is finite
@@ -399,7 +402,7 @@ def interval(
     drawn = drawn[np.isfinite(drawn)]
     return tuple(map(float, np.quantile(drawn, [.025, .975]))) if len(drawn) else (float("nan"), float("nan"))
 
-# %% ../nbs/87_expectation.ipynb #3f7eff18
+# %% ../nbs/87_expectation.ipynb #8bd9375d
 def agreement(
     pieces:list,           # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
     kind:str="spearman",   # one of CORRELATIONS
@@ -420,7 +423,7 @@ def agreement(
     notes = sum(int(np.isfinite(p[0] + p[1]).sum()) for p in pieces)
     return Agreement(pool(pieces), *interval(pooled), each, notes, pooled, means)
 
-# %% ../nbs/87_expectation.ipynb #27dc3b56
+# %% ../nbs/87_expectation.ipynb #9839eb05
 def onset_loudness(
     wave:ndarray,       # (samples,)
     sample_rate:int,    # Hz
@@ -434,19 +437,21 @@ def onset_loudness(
         if onset >= 0 and len(part): found[i] = 10*np.log10(np.mean(part**2) + 1e-10)
     return found
 
-# %% ../nbs/87_expectation.ipynb #1a9a878b
+# %% ../nbs/87_expectation.ipynb #9c05486c
 def read_ic_table(
     path,      # CSV with columns Time, IC_0.0, IC_0.3, …
 )->tuple:      # (frames,) ends of the predicted frames in s, {noise level: (frames,) information content}
     "Surprisal frame by frame. Raises ValueError if it is no such table."
+    if not Path(path).is_file(): raise ValueError(f"no such file: {path}")
     with open(path, encoding="utf-8") as file: head, *rows = [line.strip().split(",") for line in file if line.strip()] or [[]]
-    levels = {i: c[3:] for i, c in enumerate(head) if c.startswith("IC_")}
-    if head[:1] != ["Time"] or not levels: raise ValueError(f"{path} has columns {', '.join(head[:4])}, not Time, IC_0.0, …")
-    try: values = np.array([[float(v or "nan") for v in row] for row in rows]).reshape(len(rows), len(head))
-    except ValueError as e: raise ValueError(f"{path} has rows that are no numbers, or of different lengths: {e}") from e
-    return values[:, 0], {float(level): values[:, i] for i, level in levels.items()}
+    if head[:1] != ["Time"] or not any(c.startswith("IC_") for c in head): raise ValueError(f"{path} has columns {', '.join(head[:4])}, not Time, IC_0.0, …")
+    try:
+        levels = {i: float(c[3:]) for i, c in enumerate(head) if c.startswith("IC_")}
+        values = np.array([[float(v or "nan") for v in row] for row in rows]).reshape(len(rows), len(head))
+    except ValueError as e: raise ValueError(f"{path} has noise levels or rows that are no numbers, or rows of different lengths: {e}") from e
+    return values[:, 0], {level: values[:, i] for i, level in levels.items()}
 
-# %% ../nbs/87_expectation.ipynb #5bfa0052
+# %% ../nbs/87_expectation.ipynb #d593582f
 def play_melody(
     melody:Melody,
     program:int,          # General MIDI program, 0 … 127
@@ -461,7 +466,7 @@ def play_melody(
     wave = resample(play(notes, program, False, onsets[-1] + melody.durations[-1]*quarter + 1, soundfont()), 44100, sample_rate)
     return .5*wave/max(float(np.abs(wave).max()), 1e-9), replace(melody, times=onsets)
 
-# %% ../nbs/87_expectation.ipynb #975bd0bb
+# %% ../nbs/87_expectation.ipynb #5ff4997f
 def recorded_pairs(
     folder,   # recordings and MIDI files or scores of the same name
 )->list:      # (audio file, `Melody` with `times`) of each pair
@@ -478,7 +483,7 @@ def recorded_pairs(
     if untimed: raise ValueError(f"melodies without times in seconds (MIDI has them, scores do not): {', '.join(untimed)}")
     return found
 
-# %% ../nbs/87_expectation.ipynb #a38679ce
+# %% ../nbs/87_expectation.ipynb #65a8e99b
 @dataclass(frozen=True, eq=False)
 class HeardMelody:
     "A melody with what a symbolic and an audio model are surprised by."
@@ -500,7 +505,7 @@ class HeardMelody:
         waited = np.diff(self.melody.times, prepend=np.nan)
         return audio[1:], self.expected[1:], np.stack([self.loudness, waited], 1)[1:]
 
-# %% ../nbs/87_expectation.ipynb #29d11f23
+# %% ../nbs/87_expectation.ipynb #2bb97543
 def agreement_by_level(
     heard:list,            # of `HeardMelody`, with the same noise levels
     kind:str="spearman",   # one of CORRELATIONS

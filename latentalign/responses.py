@@ -8,13 +8,13 @@ __all__ = ['LAMBDAS', 'impulses', 'envelope', 'spectral_flux', 'held_frames', 'T
            'validation_scores', 'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'read_notes', 'GroupGain',
            'group_gain']
 
-# %% ../nbs/88_responses.ipynb #97da03b1
+# %% ../nbs/88_responses.ipynb #3751e271
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/88_responses.ipynb #25009fc9
+# %% ../nbs/88_responses.ipynb #5b1002b8
 def impulses(
     onsets:ndarray,            # (notes,), s from the beginning of the trial
     values:ndarray|None,       # (notes,), heights, NaN for none; None: 1
@@ -30,7 +30,7 @@ def impulses(
     np.add.at(found[:, 0], at[there], values[there])
     return found
 
-# %% ../nbs/88_responses.ipynb #ec668116
+# %% ../nbs/88_responses.ipynb #03f744c0
 def envelope(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -42,7 +42,7 @@ def envelope(
     energy = np.concatenate([[0.], np.cumsum(np.square(np.asarray(wave, float)))])
     return (np.maximum(np.diff(energy[edges]), 0)/np.maximum(np.diff(edges), 1))[:, None]**(power/2)
 
-# %% ../nbs/88_responses.ipynb #483fede7
+# %% ../nbs/88_responses.ipynb #9c326a85
 def spectral_flux(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -57,7 +57,7 @@ def spectral_flux(
     level = np.log(np.abs(np.fft.rfft(frames)) + 1e-3)
     return np.maximum(np.diff(level, axis=0, prepend=level[:1]), 0).sum(1, keepdims=True)
 
-# %% ../nbs/88_responses.ipynb #bf26069b
+# %% ../nbs/88_responses.ipynb #ba7dd175
 def held_frames(
     values:ndarray,       # (frames,), NaN counts as 0
     frame_ends:ndarray,   # (frames,), s, evenly spaced
@@ -69,10 +69,10 @@ def held_frames(
     begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean()
     return np.where(begun, np.append(np.nan_to_num(values), 0)[at], 0)[:, None]
 
-# %% ../nbs/88_responses.ipynb #d1063e4d
+# %% ../nbs/88_responses.ipynb #10154fcc
 LAMBDAS = tuple(10.**k for k in range(-4, 5))
 
-# %% ../nbs/88_responses.ipynb #89789ea5
+# %% ../nbs/88_responses.ipynb #208c038e
 @dataclass(frozen=True)
 class TRFOptions:
     "How response functions are estimated. Raises ValueError if lags or lambdas make no sense."
@@ -83,10 +83,10 @@ class TRFOptions:
 
     def __post_init__(self):
         if self.tmin >= self.tmax: raise ValueError(f"the first lag must come before the last, got {self.tmin} and {self.tmax} s")
-        if not self.lambdas or min(self.lambdas) <= 0 or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
+        if not self.lambdas or not all(0 < v < np.inf for v in self.lambdas) or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
         if self.folds < 3: raise ValueError(f"nested cross-validation needs at least 3 folds, got {self.folds}")
 
-# %% ../nbs/88_responses.ipynb #65d32053
+# %% ../nbs/88_responses.ipynb #2f8c7996
 @dataclass(frozen=True, eq=False)
 class Products:
     "The sums over each trial that the regression needs."
@@ -98,7 +98,7 @@ class Products:
     sample_rate:float # Hz
     lags:ndarray      # (lags,), samples
 
-# %% ../nbs/88_responses.ipynb #3dfa16ae
+# %% ../nbs/88_responses.ipynb #dad2ab2a
 def trial_products(
     features:list,      # (samples, features) of each trial
     eeg:list,           # (samples, channels) of each trial
@@ -114,7 +114,7 @@ def trial_products(
     each = lambda trials, power: np.stack([(t**power).sum(0) for t in trials])
     return Products(xx, xy, each(eeg, 2), each(features, 2), each(features, 1), sample_rate, np.array(lags))
 
-# %% ../nbs/88_responses.ipynb #d1e34abc
+# %% ../nbs/88_responses.ipynb #fb1c764c
 def check_trials(
     features:list,  # (samples, features) of each trial
     eeg:list,       # (samples, channels) of each trial
@@ -128,11 +128,11 @@ def check_trials(
         if not np.isfinite(x).all(): raise ValueError(f"trial {i}: features that are not finite")
         bad = np.flatnonzero(~np.isfinite(y).all(0))
         if len(bad): raise ValueError(f"trial {i}: EEG channels {bad.tolist()} have values that are not finite")
-        flat = np.flatnonzero(np.ptp(y, 0) == 0)
+        flat = np.flatnonzero(np.ptp(y, 0) <= 1e-10*np.abs(y).max(0))
         if len(flat): raise ValueError(f"trial {i}: EEG channels {flat.tolist()} are flat")
     return features, eeg
 
-# %% ../nbs/88_responses.ipynb #78771be1
+# %% ../nbs/88_responses.ipynb #07db2d3b
 def trained_weights(
     products:Products,
     train:ndarray,     # indices of the training trials
@@ -147,7 +147,7 @@ def trained_weights(
     xx, xy = products.xx[train].mean(0)/x/x[:, None], products.xy[train].mean(0)/x[:, None]/y
     return np.stack([fit_weights_with_covariance_matrices(xx, xy, products.sample_rate, lam) for lam in lambdas]), x
 
-# %% ../nbs/88_responses.ipynb #5934a575
+# %% ../nbs/88_responses.ipynb #727bee3d
 def prediction_correlation(
     products:Products,
     trial:int,
@@ -163,7 +163,7 @@ def prediction_correlation(
     varies = (predicted > 1e-12*np.maximum((w**2).sum(-2), 1e-300)) & (recorded > 0)
     return np.where(varies, both/np.sqrt(np.where(varies, predicted*recorded, 1)), 0)
 
-# %% ../nbs/88_responses.ipynb #e938981b
+# %% ../nbs/88_responses.ipynb #b9754a60
 @dataclass(frozen=True, eq=False)
 class Response:
     "Response functions, and how well they predict EEG they were not estimated from."
@@ -177,7 +177,7 @@ class Response:
         "The mean over trials, then over channels."
         return float(self.r.mean())
 
-# %% ../nbs/88_responses.ipynb #f9e80007
+# %% ../nbs/88_responses.ipynb #f96da961
 def nested_response(
     products:Products,
     options:TRFOptions,
@@ -194,7 +194,7 @@ def nested_response(
     weights = np.mean(found, 0).reshape(len(products.sums[0]), len(products.lags), -1, order="F")
     return Response(r, weights, products.lags/products.sample_rate, np.array(options.lambdas)[chosen])
 
-# %% ../nbs/88_responses.ipynb #7fce4f50
+# %% ../nbs/88_responses.ipynb #b9d0413d
 def validation_scores(
     products:Products,
     parts:list,      # indices of the trials of each fold
@@ -209,7 +209,7 @@ def validation_scores(
                 for trial in validated: scores[tested] += prediction_correlation(products, trial, weights, scale).mean(-1)
     return scores
 
-# %% ../nbs/88_responses.ipynb #6c03b11d
+# %% ../nbs/88_responses.ipynb #634a1a0a
 def warn_of_edges(
     chosen:list,    # index of the best lambda of each fold
     lambdas:tuple,
@@ -220,7 +220,7 @@ def warn_of_edges(
         if times and len(lambdas) > 1:
             warnings.warn(f"in {times} of {len(chosen)} folds the best lambda is {lambdas[edge]:g}, the {name} of the grid: widen it", stacklevel=3)
 
-# %% ../nbs/88_responses.ipynb #179d1118
+# %% ../nbs/88_responses.ipynb #c76a9346
 @dataclass(frozen=True, eq=False)
 class NoteFeature:
     "A value for each note of each trial, such as its surprisal."
@@ -241,7 +241,7 @@ class NoteFeature:
         "The values shuffled among the notes of each trial."
         return NoteFeature(self.onsets, [rng.permutation(v) for v in self.values], self.name)
 
-# %% ../nbs/88_responses.ipynb #aec4b87d
+# %% ../nbs/88_responses.ipynb #7b3bd695
 @dataclass(frozen=True, eq=False)
 class Gain:
     "What a feature adds to the prediction of one participant's EEG."
@@ -253,7 +253,7 @@ class Gain:
     without:Response    # the model without the feature
     with_it:Response    # the model with the feature, the last of its weights
 
-# %% ../nbs/88_responses.ipynb #982ab93d
+# %% ../nbs/88_responses.ipynb #5881dc85
 def feature_gain(
     base:list,              # (samples, features) of each trial: what the model knows in any case, onsets at least
     feature:NoteFeature,    # what is tested
@@ -263,7 +263,9 @@ def feature_gain(
     shuffles:int=100,       # for the null
     seed:int=0,
 )->Gain:
-    "Nested cross-validation with a feature, without it, and with it shuffled. Warns where the best lambda ends the grid."
+    "Nested cross-validation with a feature, without it, and with it shuffled. Warns where the best lambda ends the grid. Raises ValueError as `check_trials`."
+    if not len(base) == len(feature.onsets) == len(feature.values) == len(eeg): raise ValueError(f"{len(base)} trials of features and {len(feature.onsets)} of notes, but {len(eeg)} of EEG")
+    if shuffles < 0: raise ValueError(f"there must be 0 shuffles or more, got {shuffles}")
     lengths, rng = list(map(len, eeg)), np.random.default_rng(seed)
     fit = lambda features: nested_response(trial_products(features, eeg, sample_rate, options), options)
     joined = lambda f: fit([np.hstack([b, x]) for b, x in zip(base, f.as_impulses(lengths, sample_rate), strict=True)])
@@ -275,7 +277,7 @@ def feature_gain(
     p = (1 + int((null >= gain).sum()))/(1 + shuffles)
     return Gain(gain, (with_it.r - without.r).mean(0), p, float(effect), null, without, with_it)
 
-# %% ../nbs/88_responses.ipynb #b86807a3
+# %% ../nbs/88_responses.ipynb #409f0010
 def read_notes(
     onset:list,          # (samples, 1) of each trial: 0 where no note begins
     value:list|None,     # (samples, 1) of each trial: what is to be read at the onsets; None: nothing
@@ -289,7 +291,7 @@ def read_notes(
     values = [np.ones(len(a)) if value is None else np.asarray(value[i], float).reshape(len(value[i]), -1)[a, 0] for i, a in enumerate(at)]
     return NoteFeature([a/sample_rate for a in at], values, name)
 
-# %% ../nbs/88_responses.ipynb #1f3dda26
+# %% ../nbs/88_responses.ipynb #570d8bf7
 @dataclass(frozen=True)
 class GroupGain:
     "What a feature adds, over participants."

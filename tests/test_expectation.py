@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, pytest
 from latentalign.expectation import (COMBINATIONS, MODES, Agreement, ExpectationModel, agreement, combine, correlation, encoder_delay, frames_to_notes,
                                      interval, notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
-from latentalign.melodies import (VIEWPOINTS, Melody, corpus_melodies, estimate_tonic, read_idyom, read_melody, read_midi, read_score, single_line, to_ticks,
+from latentalign.melodies import (READERS, VIEWPOINTS, Melody, corpus_melodies, estimate_tonic, read_idyom, read_melody, read_midi, read_score, single_line, to_ticks,
                                   view_melody, viewpoint)
 from latentalign.ppm import END, ESCAPES, LONG_TERM, PPM, SHORT_TERM, SMOOTHINGS, ContextTree, predict, sequence_probabilities, states
 
@@ -164,7 +164,7 @@ def test_a_constant_sequence_costs_no_square():
     tree.learn([7]*300)
     assert states(tree, [7]*300)[1] is False and len(states(tree, [7]*10)[0]) == 11  # the end follows 7 too: never certain
 
-@pytest.mark.parametrize("wrong, word", [(dict(escape="E"), "AX"), (dict(smoothing="kneser"), "back-off"), (dict(order_bound=-1), "-1")])
+@pytest.mark.parametrize("wrong, word", [(dict(escape="E"), "AX"), (dict(smoothing="kneser"), "back-off"), (dict(order_bound=-1), "-1"), (dict(order_bound=1.5), "1.5")])
 def test_unknown_settings_of_ppm_are_named(wrong, word):
     with pytest.raises(ValueError, match=word): PPM(**wrong)
 
@@ -305,13 +305,15 @@ def test_listening_changes_nothing_and_learning_does():
 
 @pytest.mark.parametrize("wrong, word", [
     (dict(mode="all"), "both+"), (dict(combination="harmonic"), "arithmetic"), (dict(targets=("onset",)), "ioi"), (dict(viewpoints=("cpitch", "chord")), "cpintfref"),
-    (dict(viewpoints=("dur",)), "dur"), (dict(viewpoints=("cpitch",), targets=("cpitch", "dur")), "'dur'"), (dict(viewpoints=()), "viewpoint"), (dict(viewpoints=("cpint*",)), "known")])
+    (dict(viewpoints=("dur",)), "dur"), (dict(viewpoints=("cpitch",), targets=("cpitch", "dur")), "'dur'"), (dict(viewpoints=()), "viewpoint"), (dict(viewpoints=("cpint*",)), "known"),
+    (dict(viewpoints=("cpitch", "cpint", "cpint")), "twice: cpitch, cpint, cpint"), (dict(model_bias=math.nan), "nan")])
 def test_unknown_names_of_the_model_are_told(wrong, word):
     with pytest.raises(ValueError, match=word.replace("+", r"\+")): ExpectationModel(**wrong)
 
 def test_empty_corpora_and_impossible_folds():
     with pytest.raises(ValueError, match="no melodies"): ExpectationModel().fit([])
-    for folds in (1, 4):
+    assert len(ExpectationModel().fit(CORPUS[0]).learn(HEARD).melodies) == 2  # one melody need not be put into a list
+    for folds in (1, 4, 2.5):
         with pytest.raises(ValueError, match=f"3 melodies.*{folds} folds"): ExpectationModel().fit(CORPUS).cross_validate(folds)
 
 def test_an_interrupted_listener_is_what_it_was(monkeypatch):
@@ -338,6 +340,10 @@ def test_bad_melodies_say_what_and_where():
     with pytest.raises(ValueError, match="2.5 quarters from the beginning"): Melody([0, 2, 2.5], [1, 2, 1], [60, 62, 64])
     with pytest.raises(ValueError, match="12"): Melody([0], [1], [60], tonic=12)
     with pytest.raises(ValueError, match="not finite"): Melody([0, math.inf], [1, 1], [60, 61])
+    with pytest.raises(ValueError, match="whole MIDI numbers, got 60.5"): Melody([0, 1], [1, 1], [61, 60.5])
+    for pause in (0, -1):
+        with pytest.raises(ValueError, match=f"duration {pause} at bar 1, beat 2"): Melody([0, 1], [1, pause], [60, 61], bar=4.)
+    with pytest.raises(ValueError, match=r"2 pitches, but.*\(1,\)"): Melody([0, 1], [1], [60, 61])
     with pytest.raises(ValueError, match="polyphonic"): Melody([1, 0], [1, 1], [60, 61])
 
 def test_unknown_viewpoints_list_the_known():
@@ -388,6 +394,13 @@ def test_midi_there_and_its_troubles(tmp_path):
     with pytest.raises(ValueError, match="unknown kind"): read_melody(midi(tmp_path/"f.mid", LINE).rename(tmp_path/"f.txt"))
     with pytest.raises(ValueError, match="no such file"): read_melody(tmp_path/"none.mid")
 
+@pytest.mark.parametrize("suffix", READERS)
+def test_files_that_are_damaged(tmp_path, suffix):
+    path = tmp_path/f"a{suffix}"
+    for content in (b"", b"hello", midi(tmp_path/"whole.mid", LINE).read_bytes()[:30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.*(cannot be read|no notes)"): read_melody(path)
+
 KERN = "**kern\n*k[f#]\n*G:\n*M3/4\n=1-\n4d\n=2\n4g\n4a\n[4b\n=3\n4b]\n8a\n8g\n4r\n==\n*-\n"
 
 def test_kern_there_and_its_troubles(tmp_path):
@@ -428,6 +441,9 @@ def test_tables_of_idyom(tmp_path):
     for text in ("", IDYOM.splitlines()[0] + "\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match="no column|no notes"): read_idyom(path)
+    path.write_text(IDYOM.replace("3 12 24", "3 0 24"))
+    with pytest.raises(ValueError, match="'chor 001' has a note without duration, at 1 quarters"): read_idyom(path)
+    with pytest.raises(ValueError, match="no such file"): read_idyom(tmp_path/"none.dat")
 
 def test_the_corpus_parts_pieces_like_the_scores():
     from latentalign.scores import load_scores, split_pieces
@@ -488,9 +504,10 @@ def test_tables_of_surprisal(tmp_path):
     path.write_text("Time,IC_0.0,IC_0.3\n0.1,1.5,\n0.2,nan,2\n")
     ends, ic = read_ic_table(path)
     assert ends.tolist() == [.1, .2] and list(ic) == [0., .3] and np.isnan(ic[0.][1]) and ic[.3][1] == 2
-    for text, word in (("", "not Time"), ("Time,x\n1,2\n", "not Time"), ("Time,IC_0.0\n1\n", "lengths"), ("Time,IC_0.0\n1,a\n", "numbers")):
+    for text, word in (("", "not Time"), ("Time,x\n1,2\n", "not Time"), ("Time,IC_0.0\n1\n", "lengths"), ("Time,IC_0.0\n1,a\n", "numbers"), ("Time,IC_low\n1,2\n", "noise levels")):
         path.write_text(text)
         with pytest.raises(ValueError, match=word): read_ic_table(path)
+    with pytest.raises(ValueError, match="no such file"): read_ic_table(tmp_path/"none.csv")
 
 def test_loudness():
     wave = np.concatenate([np.full(1000, .1), np.ones(1000)])
