@@ -6,25 +6,26 @@
 __all__ = ['FINE', 'flow_time', 'check_noise_levels', 'mix', 'flow_loss', 'stretch', 'unstretch', 'stretch_rate', 'draw_levels',
            'Velocity', 'MixtureFlow', 'expected_mix', 'sampled_mix']
 
-# %% ../nbs/76_flow.ipynb #86a5699e
+# %% ../nbs/76_flow.ipynb #cf922bfe
 import math
 import numbers
 
 import torch
 from torch.func import jvp, vmap
 
-# %% ../nbs/76_flow.ipynb #fe3c6ac2
+# %% ../nbs/76_flow.ipynb #2e69055d
 def flow_time(
     noise_level, # number or tensor in [0, 1]: 0 clean, 1 noise
 ): # of the same kind: 1 clean, 0 noise
     "The published models' time of a noise level; its own inverse."
     return 1 - noise_level
 
-# %% ../nbs/76_flow.ipynb #8f72b6fc
+# %% ../nbs/76_flow.ipynb #f7f46a1e
 def check_noise_levels(
-    noise_levels, # a number or several
+    noise_levels, # a number or several, also as an array or tensor
 )->tuple[float, ...]: # each in [0, 1)
     "Noise levels as a tuple; raises `ValueError` for none at all and for levels outside [0, 1)."
+    if hasattr(noise_levels, 'tolist'): noise_levels = noise_levels.tolist()
     levels = tuple(noise_levels) if hasattr(noise_levels, '__iter__') else (noise_levels,)
     if not levels: raise ValueError("no noise level given; give one or more in [0, 1)")
     for s in levels:
@@ -33,7 +34,7 @@ def check_noise_levels(
         if not 0 <= s < 1: raise ValueError(f"noise levels lie in [0, 1), 0 = clean, got {s}")
     return tuple(float(s) for s in levels)
 
-# %% ../nbs/76_flow.ipynb #1e5daa7a
+# %% ../nbs/76_flow.ipynb #02c61024
 def mix(
     z: torch.Tensor,      # (...), data
     noise: torch.Tensor,  # like z
@@ -42,7 +43,7 @@ def mix(
     "The point of the line from data to noise on a level."
     return (1 - noise_level) * z + noise_level * noise
 
-# %% ../nbs/76_flow.ipynb #9d847ef1
+# %% ../nbs/76_flow.ipynb #44005645
 def flow_loss(
     velocity: torch.Tensor, # (..., channels), what the network answers on the line
     z: torch.Tensor,        # (..., channels), data
@@ -51,7 +52,7 @@ def flow_loss(
     "Distance of a velocity from the direction of the line."
     return (velocity - (noise - z)).square().mean(-1)
 
-# %% ../nbs/76_flow.ipynb #16b65b93
+# %% ../nbs/76_flow.ipynb #249e5c7d
 FINE = .05  # δ: noise level below which the axis is linear
 
 
@@ -75,7 +76,7 @@ def stretch_rate(
     "Noise levels passed for a unit of the stretched axis."
     return (noise_level + FINE) * math.log1p(1 / FINE)
 
-# %% ../nbs/76_flow.ipynb #4b6526da
+# %% ../nbs/76_flow.ipynb #0f850aaa
 def draw_levels(
     shape: tuple,                # (..., n): n levels that belong together
     generator: torch.Generator,  # source of randomness
@@ -85,7 +86,7 @@ def draw_levels(
     place = torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
     return stretch((place + u) / shape[-1])
 
-# %% ../nbs/76_flow.ipynb #801789be
+# %% ../nbs/76_flow.ipynb #ac705e9f
 class Velocity:
     "A field dx/ds = u(x, s) over points (points, channels); every point on its own, all on one level."
 
@@ -106,7 +107,7 @@ class Velocity:
         "Orthonormal directions, the columns of (channels, channels), along which slopes are nearly diagonal, or None if none are known; they spare guesswork where slopes are estimated."
         return None
 
-# %% ../nbs/76_flow.ipynb #d95110ba
+# %% ../nbs/76_flow.ipynb #b1c1aa30
 class MixtureFlow(Velocity):
     "The exact flow of a mixture of Gaussians; works in the precision of its means."
     def __init__(self,
@@ -152,7 +153,7 @@ class MixtureFlow(Velocity):
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + torch.einsum('pij,pj->pi', torch.linalg.cholesky(self.covariances)[k], noise)
 
-# %% ../nbs/76_flow.ipynb #6db9821a
+# %% ../nbs/76_flow.ipynb #e04d82b4
 def expected_mix(
     z: torch.Tensor,     # (...), data
     noise_level: float,  # in [0, 1)
@@ -160,7 +161,7 @@ def expected_mix(
     "Mean of the noise process on a level."
     return (1 - noise_level) * z
 
-# %% ../nbs/76_flow.ipynb #fc497d21
+# %% ../nbs/76_flow.ipynb #6afdef3e
 def sampled_mix(
     z: torch.Tensor,       # (...), data
     noise_level: float,    # in [0, 1)

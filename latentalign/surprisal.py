@@ -7,7 +7,7 @@ __all__ = ['NOISINGS', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 
            'open_autoencoder', 'SurprisalModel', 'check_scale', 'LatentSurprisal', 'Surprisal', 'read_published',
            'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../nbs/82_surprisal.ipynb #1cea0aeb
+# %% ../nbs/82_surprisal.ipynb #9fc265e9
 import csv
 import io
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from .network import preset
 from .sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, convert_sequence
 from .storage import SavedModel, atomic_write, load_pickled_weights, load_strictly
 
-# %% ../nbs/82_surprisal.ipynb #47cfbd92
+# %% ../nbs/82_surprisal.ipynb #91b51fc2
 @dataclass(frozen=True)
 class SurprisalConfig:
     "Everything that must be known to use the weights of a surprisal model; raises `ValueError` for settings that cannot be."
@@ -41,7 +41,7 @@ class SurprisalConfig:
         if self.pool < 1: raise ValueError(f"pool must be 1 or above, got {self.pool}")
         if not self.scale > 0: raise ValueError(f"scale must be above 0, got {self.scale}")
 
-# %% ../nbs/82_surprisal.ipynb #e4dc1f90
+# %% ../nbs/82_surprisal.ipynb #f75cd7f2
 def by_expectation(frames, noise_level, follow):
     "Mean of the noise process, of what is heard and of what is scored, (frames, channels) and (frames − 1, channels)."
     noised = expected_mix(frames, noise_level)
@@ -70,7 +70,7 @@ class MonteCarlo:
 
 NOISINGS = {'expectation': by_expectation, 'monte_carlo': MonteCarlo(), 'flow': by_flow}
 
-# %% ../nbs/82_surprisal.ipynb #69d41482
+# %% ../nbs/82_surprisal.ipynb #16714299
 @torch.no_grad()
 def frame_nll(
     model: SequenceModel,          # in evaluation mode
@@ -88,14 +88,14 @@ def frame_nll(
     parts = [path_nll(FrameVelocity(model.velocity, states[c]), scored[c].contiguous(), noise_level, likelihood, numbers[c]) for c in cuts]
     return Likelihood(*(torch.cat(values) for values in zip(*parts)))
 
-# %% ../nbs/82_surprisal.ipynb #23be92ff
+# %% ../nbs/82_surprisal.ipynb #1988cfad
 def open_autoencoder(
     name: str, # a folder, a bundled name, a Hub id, or public:NAME
 )->Autoencoder: # in evaluation mode
     "Load an autoencoder by the name that a surprisal model keeps; raises `ValueError` if there is none."
     return Autoencoder.from_public(name.removeprefix('public:')) if name.startswith('public:') else Autoencoder.from_pretrained(name)
 
-# %% ../nbs/82_surprisal.ipynb #c22325a9
+# %% ../nbs/82_surprisal.ipynb #d40f587f
 class SurprisalModel(SavedModel):
     "A sequence model with the autoencoder whose latents it knows."
     config_class = SurprisalConfig
@@ -137,7 +137,7 @@ class SurprisalModel(SavedModel):
         except ValueError as error: raise ValueError(f"{name} needs its autoencoder {str(given)!r} (autoencoder=… names another place): {error}") from error
         return model.attach(found, any_autoencoder)
 
-# %% ../nbs/82_surprisal.ipynb #ee6777df
+# %% ../nbs/82_surprisal.ipynb #9e65c41e
 def check_scale(
     frames: torch.Tensor, # (frames, channels), divided by the scale of the training
 )->None:
@@ -145,7 +145,7 @@ def check_scale(
     deviation = float(frames.square().mean().sqrt())
     if not .2 <= deviation <= 5: raise ValueError(f"these latents are of another scale: their deviation is {deviation:.3g} times that of the training; give them as `encode` returns them")
 
-# %% ../nbs/82_surprisal.ipynb #eb6d7ea9
+# %% ../nbs/82_surprisal.ipynb #3d8479ae
 class LatentSurprisal(SurprisalModel):
     "Information content of latents."
 
@@ -189,7 +189,7 @@ class LatentSurprisal(SurprisalModel):
         out = torch.stack([self.score(item, levels, noising, likelihood, bits) for item in frames]).reshape(*x.shape[:-2], len(levels), -1).float()
         return out if torch.is_tensor(z) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #ec65a2fe
+# %% ../nbs/82_surprisal.ipynb #73ea1647
 class Surprisal(LatentSurprisal):
     "Information content of sound or latents, in nats per frame."
 
@@ -203,6 +203,7 @@ class Surprisal(LatentSurprisal):
         bits: bool = False,        # bits instead of nats
     ): # (..., levels, frames), of the wave's kind; NaN for the first frame and for silence at both ends
         "IC of sound, channel by channel; raises `ValueError` for waves that cannot be encoded or are shorter than two frames, and levels outside [0, 1)."
+        if self.autoencoder is None: raise ValueError("this surprisal model has no autoencoder yet: give it one with `attach`")
         levels, span, rate = check_noise_levels(noise_levels), preset(silence, SILENCES), self.autoencoder.sample_rate
         x = resample(check_wave(wave), rate if sample_rate is None else sample_rate, rate).cpu()
         total = x.shape[-1] // self.frame_samples
@@ -217,7 +218,7 @@ class Surprisal(LatentSurprisal):
         out = out.reshape(*x.shape[:-1], len(levels), total)
         return out if torch.is_tensor(wave) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #6c9d3e0b
+# %% ../nbs/82_surprisal.ipynb #9ab2cef3
 PUBLIC_SURPRISAL = {'pa-audioic': ('CPJKU/pa-audioic', 'pa_rectflow.pt', 'CC BY-NC 4.0')}  # repository, file, licence
 
 
@@ -236,7 +237,7 @@ def read_published(
     config = SequenceConfig(width=layers['dim'], depth=layers['depth'], heads=layers['heads'], dropout=float(layers['ff_dropout']), context=data['max_seq_length'])
     return config, weights
 
-# %% ../nbs/82_surprisal.ipynb #ecc542f1
+# %% ../nbs/82_surprisal.ipynb #f362f06d
 def public_surprisal(
     name: str,                       # one of PUBLIC_SURPRISAL
     file=None,                       # the published file, or a folder that holds it; None: from the Hub
@@ -260,7 +261,7 @@ def public_surprisal(
 
 Surprisal.from_public = staticmethod(public_surprisal)
 
-# %% ../nbs/82_surprisal.ipynb #29f962c8
+# %% ../nbs/82_surprisal.ipynb #b7a0acb4
 def write_curves(
     path,          # file to be written, *.csv
     times,         # (frames,), seconds
@@ -292,7 +293,7 @@ def draw_curves(
     for s, curve in zip(noise_levels, np.asarray(ic)): axes[1].plot(times, curve - np.nanmean(curve) if np.isfinite(curve).any() else curve, label=f'level {s}', lw=1)
     axes[1].set(xlabel='time in s', ylabel=f'IC less its mean\n({unit} per frame)', xlim=(0, seconds)); axes[1].legend(fontsize=7, ncols=5)
 
-# %% ../nbs/82_surprisal.ipynb #80c6b6aa
+# %% ../nbs/82_surprisal.ipynb #efa397cc
 def plot_curves(
     path, # file to be written, *.png
     wave, sample_rate, times, ic, noise_levels, unit, # as for `draw_curves`
