@@ -6,25 +6,26 @@
 __all__ = ['FINE', 'flow_time', 'check_noise_levels', 'mix', 'flow_loss', 'stretch', 'unstretch', 'stretch_rate', 'draw_levels',
            'Velocity', 'MixtureFlow', 'expected_mix', 'sampled_mix']
 
-# %% ../nbs/76_flow.ipynb #bc409960
+# %% ../nbs/76_flow.ipynb #cf922bfe
 import math
 import numbers
 
 import torch
 from torch.func import jvp, vmap
 
-# %% ../nbs/76_flow.ipynb #437269d6
+# %% ../nbs/76_flow.ipynb #2e69055d
 def flow_time(
     noise_level, # number or tensor in [0, 1]: 0 clean, 1 noise
 ): # of the same kind: 1 clean, 0 noise
     "The published models' time of a noise level; its own inverse."
     return 1 - noise_level
 
-# %% ../nbs/76_flow.ipynb #2fd834dc
+# %% ../nbs/76_flow.ipynb #f7f46a1e
 def check_noise_levels(
-    noise_levels, # a number or several
+    noise_levels, # a number or several, also as an array or tensor
 )->tuple[float, ...]: # each in [0, 1)
     "Noise levels as a tuple; raises `ValueError` for none at all and for levels outside [0, 1)."
+    if hasattr(noise_levels, 'tolist'): noise_levels = noise_levels.tolist()
     levels = tuple(noise_levels) if hasattr(noise_levels, '__iter__') else (noise_levels,)
     if not levels: raise ValueError("no noise level given; give one or more in [0, 1)")
     for s in levels:
@@ -33,7 +34,7 @@ def check_noise_levels(
         if not 0 <= s < 1: raise ValueError(f"noise levels lie in [0, 1), 0 = clean, got {s}")
     return tuple(float(s) for s in levels)
 
-# %% ../nbs/76_flow.ipynb #fcb68e4e
+# %% ../nbs/76_flow.ipynb #02c61024
 def mix(
     z: torch.Tensor,      # (...), data
     noise: torch.Tensor,  # like z
@@ -42,7 +43,7 @@ def mix(
     "The point of the line from data to noise on a level."
     return (1 - noise_level) * z + noise_level * noise
 
-# %% ../nbs/76_flow.ipynb #ada6c213
+# %% ../nbs/76_flow.ipynb #44005645
 def flow_loss(
     velocity: torch.Tensor, # (..., channels), what the network answers on the line
     z: torch.Tensor,        # (..., channels), data
@@ -51,7 +52,7 @@ def flow_loss(
     "Distance of a velocity from the direction of the line."
     return (velocity - (noise - z)).square().mean(-1)
 
-# %% ../nbs/76_flow.ipynb #a7f25e2a
+# %% ../nbs/76_flow.ipynb #249e5c7d
 FINE = .05  # δ: noise level below which the axis is linear
 
 
@@ -75,7 +76,7 @@ def stretch_rate(
     "Noise levels passed for a unit of the stretched axis."
     return (noise_level + FINE) * math.log1p(1 / FINE)
 
-# %% ../nbs/76_flow.ipynb #a2cca31f
+# %% ../nbs/76_flow.ipynb #0f850aaa
 def draw_levels(
     shape: tuple,                # (..., n): n levels that belong together
     generator: torch.Generator,  # source of randomness
@@ -85,7 +86,7 @@ def draw_levels(
     place = torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
     return stretch((place + u) / shape[-1])
 
-# %% ../nbs/76_flow.ipynb #6755d27a
+# %% ../nbs/76_flow.ipynb #ac705e9f
 class Velocity:
     "A field dx/ds = u(x, s) over points (points, channels); every point on its own, all on one level."
 
@@ -106,7 +107,7 @@ class Velocity:
         "Orthonormal directions, the columns of (channels, channels), along which slopes are nearly diagonal, or None if none are known; they spare guesswork where slopes are estimated."
         return None
 
-# %% ../nbs/76_flow.ipynb #a258988a
+# %% ../nbs/76_flow.ipynb #b1c1aa30
 class MixtureFlow(Velocity):
     "The exact flow of a mixture of Gaussians; works in the precision of its means."
     def __init__(self,
@@ -121,7 +122,7 @@ class MixtureFlow(Velocity):
         "Log of weight × density, (points, components), and distances d and C⁻¹d, (points, components, channels)."
         away = x[:, None] - (1 - noise_level) * self.means
         c = (1 - noise_level) ** 2 * self.covariances + noise_level ** 2 * torch.eye(x.shape[-1], dtype=x.dtype)
-        solved = torch.linalg.solve(c, away[..., None])[..., 0]
+        solved = torch.einsum('kij,pkj->pki', torch.linalg.inv(c), away)
         logs = self.weights.log() - (away * solved).sum(-1) / 2 - torch.logdet(2 * math.pi * c) / 2
         return logs, away, solved
 
@@ -135,13 +136,24 @@ class MixtureFlow(Velocity):
         data = self.means + (1 - noise_level) * torch.einsum('kij,pkj->pki', self.covariances, solved)
         return (logs.softmax(-1)[..., None] * (noise_level * solved - data)).sum(1)
 
+    def push(self, x, noise_level, tangents):
+        "As `Velocity.push`, with the slopes written out."
+        logs, _, solved = self.parts(x, noise_level)
+        share, eye = logs.softmax(-1), torch.eye(x.shape[-1], dtype=x.dtype)
+        c = (1 - noise_level) ** 2 * self.covariances + noise_level ** 2 * eye
+        inside = torch.linalg.solve(c, noise_level * eye - (1 - noise_level) * self.covariances, left=False)
+        each = noise_level * solved - self.means - (1 - noise_level) * torch.einsum('kij,pkj->pki', self.covariances, solved)
+        between = torch.einsum('pk,pkc->pc', share, solved)[:, None] - solved  # slope of the logarithm of the share
+        slopes = torch.einsum('pk,kij->pij', share, inside) + torch.einsum('pk,pki,pkj->pij', share, each, between)
+        return torch.einsum('pk,pki->pi', share, each), torch.einsum('pij,dpj->dpi', slopes, tangents)
+
     def sample(self, count, generator):
         "`count` draws of the data, (count, channels)."
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + torch.einsum('pij,pj->pi', torch.linalg.cholesky(self.covariances)[k], noise)
 
-# %% ../nbs/76_flow.ipynb #16ad1c6a
+# %% ../nbs/76_flow.ipynb #e04d82b4
 def expected_mix(
     z: torch.Tensor,     # (...), data
     noise_level: float,  # in [0, 1)
@@ -149,7 +161,7 @@ def expected_mix(
     "Mean of the noise process on a level."
     return (1 - noise_level) * z
 
-# %% ../nbs/76_flow.ipynb #498c06dd
+# %% ../nbs/76_flow.ipynb #6afdef3e
 def sampled_mix(
     z: torch.Tensor,       # (...), data
     noise_level: float,    # in [0, 1)

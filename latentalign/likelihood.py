@@ -7,7 +7,7 @@ __all__ = ['INTEGRATORS', 'PROBES', 'EXACT', 'Integrator', 'integrate', 'exact_d
            'orthogonal', 'probe_divergence', 'stepped_nll', 'separate_nll', 'quadrature', 'LikelihoodConfig',
            'frame_probes', 'Likelihood', 'path_nll', 'transport', 'adaptive_nll', 'rescale_nll', 'to_bits']
 
-# %% ../nbs/80_likelihood.ipynb #e6c25bfa
+# %% ../nbs/80_likelihood.ipynb #a7555169
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from torch.func import grad, vmap
 from .flow import Velocity, stretch, stretch_rate, unstretch
 from .network import preset
 
-# %% ../nbs/80_likelihood.ipynb #89943842
+# %% ../nbs/80_likelihood.ipynb #37402216
 class Integrator(NamedTuple):
     "A Runge–Kutta method."
     order: int      # the error falls with this power of the step
@@ -40,7 +40,7 @@ INTEGRATORS = {
                                (9/44, -9/11, 63/44, 18/11, 0, -16/11)), (11/120, 0, 27/40, 27/40, -4/15, -4/15, 11/120)),
 }
 
-# %% ../nbs/80_likelihood.ipynb #a61bca61
+# %% ../nbs/80_likelihood.ipynb #152c6b46
 def integrate(
     slope,               # (y, place) → dy/d(place)
     y: torch.Tensor,     # at the first place
@@ -57,7 +57,7 @@ def integrate(
         values.append(values[-1] + h * sum(b * k for b, k in zip(table.weights, stages) if b))
     return values
 
-# %% ../nbs/80_likelihood.ipynb #80de282c
+# %% ../nbs/80_likelihood.ipynb #cc646e1d
 def exact_divergence(
     velocity: Velocity,  # the field
     x: torch.Tensor,     # (points, channels)
@@ -69,7 +69,7 @@ def exact_divergence(
     v, slopes = velocity.push(x, noise_level, tangents)
     return v, torch.einsum('dpd->p', slopes)
 
-# %% ../nbs/80_likelihood.ipynb #1c4817a7
+# %% ../nbs/80_likelihood.ipynb #a7e360e5
 def rademacher(shape, generator):
     "Independent signs, of a shape (directions, points, channels)."
     return torch.randint(2, shape, generator=generator).float() * 2 - 1
@@ -89,7 +89,7 @@ def orthogonal(shape, generator):
 
 PROBES = {'rademacher': rademacher, 'gaussian': gaussian, 'orthogonal': orthogonal}
 
-# %% ../nbs/80_likelihood.ipynb #7ebe65b3
+# %% ../nbs/80_likelihood.ipynb #fad5e639
 def probe_divergence(
     velocity: Velocity,    # the field
     x: torch.Tensor,       # (points, channels)
@@ -102,7 +102,7 @@ def probe_divergence(
     v, slopes = velocity.push(x, noise_level, probes)
     return v, (probes * slopes).sum(-1)
 
-# %% ../nbs/80_likelihood.ipynb #fb42ad33
+# %% ../nbs/80_likelihood.ipynb #c19b6aaa
 def stepped_nll(
     velocity: Velocity,     # the field
     x: torch.Tensor,        # (points, channels), on the level
@@ -124,7 +124,7 @@ def stepped_nll(
     nll = (end.square().sum(-1) + x.shape[1] * math.log(2 * math.pi)) / 2 - change
     return nll[0] if probes is None else nll
 
-# %% ../nbs/80_likelihood.ipynb #369aad51
+# %% ../nbs/80_likelihood.ipynb #daa3074b
 def separate_nll(
     field,                # (x (1, channels), level (1,), state (1, width)) → velocity (1, channels)
     x: torch.Tensor,      # (points, channels), on the level
@@ -149,7 +149,7 @@ def separate_nll(
         x = x + h * v[:points]
     return (x.square().sum(-1) + channels * math.log(2 * math.pi)) / 2 - change
 
-# %% ../nbs/80_likelihood.ipynb #cfd8ca85
+# %% ../nbs/80_likelihood.ipynb #8a0af9f5
 def quadrature(
     noise_level: float, # from it to 1
     nodes: int,         # evaluations
@@ -160,7 +160,7 @@ def quadrature(
     places = start + (1 - start) * (x + 1) / 2
     return places.tolist(), ((1 - start) / 2 * w * stretch_rate(stretch(places))).tolist()
 
-# %% ../nbs/80_likelihood.ipynb #58ea5fa9
+# %% ../nbs/80_likelihood.ipynb #e08d4987
 @dataclass(frozen=True)
 class LikelihoodConfig:
     "How a likelihood is computed; raises `ValueError` for settings that cannot be."
@@ -179,7 +179,7 @@ class LikelihoodConfig:
 
 EXACT = LikelihoodConfig(probes=0)  # no probes, no probe noise
 
-# %% ../nbs/80_likelihood.ipynb #ad82ac2d
+# %% ../nbs/80_likelihood.ipynb #663eec06
 _BLOCK = 64  # frames that share a generator
 
 
@@ -199,7 +199,7 @@ def frame_probes(
     rows = torch.tensor([order[n // _BLOCK] * _BLOCK + n % _BLOCK for n in numbers.tolist()])
     return table[:, rows]
 
-# %% ../nbs/80_likelihood.ipynb #c45e4260
+# %% ../nbs/80_likelihood.ipynb #2f6e5415
 class Likelihood(NamedTuple):
     "Negative log-densities and what is known of their error."
     nll: torch.Tensor    # (points,), nats, float64
@@ -228,7 +228,7 @@ def path_nll(
     error = torch.full(x.shape[:1], 0. if config.probes == 0 else math.nan) if config.probes < 2 else change.std(0) / len(change) ** .5
     return Likelihood((x.square().sum(-1) + channels * math.log(2 * math.pi)) / 2 - change.mean(0), error)
 
-# %% ../nbs/80_likelihood.ipynb #98503a41
+# %% ../nbs/80_likelihood.ipynb #c5b051ea
 def transport(
     velocity: Velocity,  # the field
     x: torch.Tensor,     # (points, channels), on the first level
@@ -240,7 +240,7 @@ def transport(
     slope = lambda y, w: velocity(y, stretch(w)) * stretch_rate(stretch(w))
     return integrate(slope, x, np.linspace(unstretch(start), unstretch(stop), steps + 1).tolist())[-1]
 
-# %% ../nbs/80_likelihood.ipynb #4f41a9e2
+# %% ../nbs/80_likelihood.ipynb #7c367348
 def adaptive_nll(
     velocity: Velocity,      # the field
     x: torch.Tensor,         # (points, channels), on the level
@@ -258,7 +258,7 @@ def adaptive_nll(
     y = odeint(slope, torch.cat([x, x.new_zeros(len(x), 1)], 1), times, rtol=tolerance, atol=tolerance)[-1]
     return (y[:, :-1].square().sum(-1) + x.shape[1] * math.log(2 * math.pi)) / 2 - y[:, -1]
 
-# %% ../nbs/80_likelihood.ipynb #f565c14f
+# %% ../nbs/80_likelihood.ipynb #1bafea3f
 def rescale_nll(
     nll,         # nats, of data in one unit
     scale: float, # what the data are multiplied by, above 0

@@ -8,7 +8,7 @@ __all__ = ['SEQUENCE_PRESETS', 'PUBLISHED_NAMES', 'PUBLISHED_LAYERS', 'SequenceC
            'push_layer', 'LevelWeights', 'level_weights', 'FrameVelocity', 'SequenceModel', 'rename_published',
            'convert_sequence']
 
-# %% ../nbs/78_sequence.ipynb #142db391
+# %% ../nbs/78_sequence.ipynb #056bf53c
 import math
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch import nn
 
 from .flow import MixtureFlow, Velocity, flow_time, mix
 
-# %% ../nbs/78_sequence.ipynb #96e0c8d9
+# %% ../nbs/78_sequence.ipynb #eee6e6c4
 @dataclass(frozen=True)
 class SequenceConfig:
     "Sizes of listener and velocity network; raises `ValueError` for sizes that do not fit together."
@@ -47,14 +47,14 @@ class SequenceConfig:
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.context < 2: raise ValueError(f"a context has 2 frames or more, got {self.context}")
 
-# %% ../nbs/78_sequence.ipynb #c4f4f581
+# %% ../nbs/78_sequence.ipynb #c5e7e709
 SEQUENCE_PRESETS = {
     'paper': SequenceConfig(),
     'small': SequenceConfig(depth=6, flow_depth=6, frequency=2., context=1024, precondition=True),
     'tiny': SequenceConfig(width=128, depth=4, heads=4, head_width=32, flow_depth=4, frequency=2., context=512, precondition=True),
 }
 
-# %% ../nbs/78_sequence.ipynb #ddccea4f
+# %% ../nbs/78_sequence.ipynb #0f993c21
 def rotation(
     frames: int,  # positions 0 … frames − 1
     width: int,   # channels that are turned, even
@@ -75,7 +75,7 @@ def rotate(
     pairs = torch.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
     return torch.cat([torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype), x[..., width:]], -1)
 
-# %% ../nbs/78_sequence.ipynb #ba04cd9b
+# %% ../nbs/78_sequence.ipynb #e506378a
 class Attention(nn.Module):
     "Residual causal self-attention, (batch, frames, width) → the same."
     def __init__(self,
@@ -109,7 +109,7 @@ class FeedForward(nn.Module):
         "(batch, frames, width) → the same."
         return x + self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
 
-# %% ../nbs/78_sequence.ipynb #02125220
+# %% ../nbs/78_sequence.ipynb #d7f29ecc
 class GaussianPart(nn.Module):
     "The field of a Gaussian with the data's mean and covariance, and the units in which it is trivial."
     def __init__(self,
@@ -135,7 +135,7 @@ class GaussianPart(nn.Module):
         "Clean frames (..., channels) → the same along the axes, of unit variance."
         return (frames - self.mean) @ self.axes / self.variances.sqrt()
 
-# %% ../nbs/78_sequence.ipynb #382eec00
+# %% ../nbs/78_sequence.ipynb #49a889fb
 class Listener(nn.Module):
     "Latent frames (batch, frames, channels) → states (batch, frames, width); state i knows frames 0 … i."
     def __init__(self,
@@ -156,7 +156,7 @@ class Listener(nn.Module):
         for attend, feed in zip(self.attention, self.feed_forward): x = feed(attend(x, turns))
         return self.norm(x)
 
-# %% ../nbs/78_sequence.ipynb #d0b31417
+# %% ../nbs/78_sequence.ipynb #db9c81d5
 class FlowLayer(nn.Module):
     "Residual gated layer whose normalisation is scaled by the noise level, (..., width) → the same."
     def __init__(self,
@@ -175,7 +175,7 @@ class FlowLayer(nn.Module):
         gate, value = self.inner(normal).chunk(2, -1)
         return x + self.outer(F.silu(gate) * value)
 
-# %% ../nbs/78_sequence.ipynb #47e24bbb
+# %% ../nbs/78_sequence.ipynb #2986ff13
 class VelocityNetwork(nn.Module):
     "Direction of the noise, (..., channels), for noisy frames, noise levels and states."
     def __init__(self,
@@ -192,6 +192,7 @@ class VelocityNetwork(nn.Module):
         self.out = nn.Linear(width, config.channels)
         for part in (*self.embed[::2], self.read, self.out): nn.init.xavier_uniform_(part.weight); nn.init.zeros_(part.bias)
         for part in (self.out_scale, self.out_shift): nn.init.zeros_(part.weight); nn.init.zeros_(part.bias)
+        if config.precondition: nn.init.zeros_(self.out.weight)  # F = 0
 
     def embedding(self, noise_level):
         "Levels (...) → (..., width)."
@@ -217,7 +218,7 @@ class VelocityNetwork(nn.Module):
         away = (x - (1 - noise_level)[..., None] * part.mean) @ part.axes
         return (slope * away - spread * self.answer(away / unit, noise_level, state)) @ part.axes.T - part.mean
 
-# %% ../nbs/78_sequence.ipynb #17f886e0
+# %% ../nbs/78_sequence.ipynb #25b747a0
 def centred(
     weight: torch.Tensor, # (out, width), applied to normalised input
     scale: torch.Tensor,  # (width,), multiplied onto that input
@@ -254,7 +255,7 @@ def push_layer(
     tangents.flatten(0, 1).addmm_(d.flatten(0, 1), outer.T)
     return torch.addmm(h, s * gate * value, outer.T)
 
-# %% ../nbs/78_sequence.ipynb #5b00304b
+# %% ../nbs/78_sequence.ipynb #e5d2dda8
 class LevelWeights(NamedTuple):
     "The velocity network on one level, with all that depends on the level multiplied in."
     before: torch.Tensor # (points, width), what the first layer has before it reads x
@@ -281,7 +282,7 @@ def level_weights(
     read, slope = read @ to.T, part.axes * slopes @ part.axes.T
     return LevelWeights(known - read @ mean, read, layers, (back @ out, back @ bias - mean @ slope - part.mean), slope)
 
-# %% ../nbs/78_sequence.ipynb #c68808e8
+# %% ../nbs/78_sequence.ipynb #87ff44fb
 class FrameVelocity(Velocity):
     "The velocity network with its states read in: a field over the frames that come after them. Keeps no gradients."
     rows = 1024  # tangents carried at a time, so that they stay in the cache
@@ -325,7 +326,7 @@ class FrameVelocity(Velocity):
         "Axes of the Gaussian part, (channels, channels), or None without one."
         return self.network.gaussian.axes if self.network.gaussian else None
 
-# %% ../nbs/78_sequence.ipynb #f509297c
+# %% ../nbs/78_sequence.ipynb #bc42dd56
 class SequenceModel(nn.Module):
     "Listener and velocity network."
     def __init__(self,
@@ -345,7 +346,7 @@ class SequenceModel(nn.Module):
             parts.append(seen[:, context - step:])
         return torch.cat(parts, 1)
 
-# %% ../nbs/78_sequence.ipynb #1725dc88
+# %% ../nbs/78_sequence.ipynb #094316ec
 PUBLISHED_NAMES = [  # regular expression → replacement, for what is under `backbone.` and `diff_mlp.`
     (r'^backbone\.project_in\.', 'listener.read.'), (r'^backbone\.attn_layers\.final_norm\.gamma$', 'listener.norm.weight'),
     (r'^diff_mlp\.time_emb\.freqs$', 'velocity.frequencies'), (r'^diff_mlp\.emb_proj\.', 'velocity.embed.'),
@@ -358,7 +359,7 @@ PUBLISHED_LAYERS = {'0.0.gamma': 'norm.weight', '1.to_q.weight': 'query.weight',
                     '1.to_out.weight': 'out.weight', '1.ff.0.0.weight': 'expand.weight', '1.ff.0.0.bias': 'expand.bias',
                     '1.ff.2.weight': 'contract.weight', '1.ff.2.bias': 'contract.bias'}
 
-# %% ../nbs/78_sequence.ipynb #f1420cbd
+# %% ../nbs/78_sequence.ipynb #855163a9
 def rename_published(
     name: str, # in the published file
 )->str: # here; unknown names come back as they are

@@ -7,7 +7,7 @@ __all__ = ['NOISINGS', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 
            'open_autoencoder', 'SurprisalModel', 'check_scale', 'LatentSurprisal', 'Surprisal', 'read_published',
            'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../nbs/82_surprisal.ipynb #45604260
+# %% ../nbs/82_surprisal.ipynb #9fc265e9
 import csv
 import io
 from dataclasses import dataclass, field
@@ -20,14 +20,13 @@ from torch.nn.functional import pad
 from .audio import check_wave, resample
 from .autoencoder import Autoencoder, check_latents, fingerprint
 from .flow import check_noise_levels, expected_mix, sampled_mix
-from .hearing import SILENCES, heard_latents, pool_latents
+from .hearing import SILENCES, pool_latents, sound_frames
 from .likelihood import EXACT, Likelihood, LikelihoodConfig, frame_probes, path_nll, rescale_nll, to_bits, transport
 from .network import preset
 from .sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, convert_sequence
 from .storage import SavedModel, atomic_write, load_pickled_weights, load_strictly
-from .windows import frame_piece
 
-# %% ../nbs/82_surprisal.ipynb #fcca7b50
+# %% ../nbs/82_surprisal.ipynb #91b51fc2
 @dataclass(frozen=True)
 class SurprisalConfig:
     "Everything that must be known to use the weights of a surprisal model; raises `ValueError` for settings that cannot be."
@@ -42,7 +41,7 @@ class SurprisalConfig:
         if self.pool < 1: raise ValueError(f"pool must be 1 or above, got {self.pool}")
         if not self.scale > 0: raise ValueError(f"scale must be above 0, got {self.scale}")
 
-# %% ../nbs/82_surprisal.ipynb #ce828f66
+# %% ../nbs/82_surprisal.ipynb #f75cd7f2
 def by_expectation(frames, noise_level, follow):
     "Mean of the noise process, of what is heard and of what is scored, (frames, channels) and (frames − 1, channels)."
     noised = expected_mix(frames, noise_level)
@@ -71,7 +70,7 @@ class MonteCarlo:
 
 NOISINGS = {'expectation': by_expectation, 'monte_carlo': MonteCarlo(), 'flow': by_flow}
 
-# %% ../nbs/82_surprisal.ipynb #8ae1541f
+# %% ../nbs/82_surprisal.ipynb #16714299
 @torch.no_grad()
 def frame_nll(
     model: SequenceModel,          # in evaluation mode
@@ -89,14 +88,14 @@ def frame_nll(
     parts = [path_nll(FrameVelocity(model.velocity, states[c]), scored[c].contiguous(), noise_level, likelihood, numbers[c]) for c in cuts]
     return Likelihood(*(torch.cat(values) for values in zip(*parts)))
 
-# %% ../nbs/82_surprisal.ipynb #581a378a
+# %% ../nbs/82_surprisal.ipynb #1988cfad
 def open_autoencoder(
     name: str, # a folder, a bundled name, a Hub id, or public:NAME
 )->Autoencoder: # in evaluation mode
     "Load an autoencoder by the name that a surprisal model keeps; raises `ValueError` if there is none."
     return Autoencoder.from_public(name.removeprefix('public:')) if name.startswith('public:') else Autoencoder.from_pretrained(name)
 
-# %% ../nbs/82_surprisal.ipynb #ec5d9184
+# %% ../nbs/82_surprisal.ipynb #d40f587f
 class SurprisalModel(SavedModel):
     "A sequence model with the autoencoder whose latents it knows."
     config_class = SurprisalConfig
@@ -138,7 +137,7 @@ class SurprisalModel(SavedModel):
         except ValueError as error: raise ValueError(f"{name} needs its autoencoder {str(given)!r} (autoencoder=… names another place): {error}") from error
         return model.attach(found, any_autoencoder)
 
-# %% ../nbs/82_surprisal.ipynb #ecbdd730
+# %% ../nbs/82_surprisal.ipynb #9e65c41e
 def check_scale(
     frames: torch.Tensor, # (frames, channels), divided by the scale of the training
 )->None:
@@ -146,7 +145,7 @@ def check_scale(
     deviation = float(frames.square().mean().sqrt())
     if not .2 <= deviation <= 5: raise ValueError(f"these latents are of another scale: their deviation is {deviation:.3g} times that of the training; give them as `encode` returns them")
 
-# %% ../nbs/82_surprisal.ipynb #de8165db
+# %% ../nbs/82_surprisal.ipynb #3d8479ae
 class LatentSurprisal(SurprisalModel):
     "Information content of latents."
 
@@ -161,8 +160,8 @@ class LatentSurprisal(SurprisalModel):
 
     def frames(self, wave):
         "Sound (samples,) at the autoencoder's rate → frames (frames, channels) of unit deviation, on the model's device."
-        z = heard_latents(self.autoencoder, wave, self.config.pool) if self.config.heard else self.autoencoder.encode(wave)
-        return pool_latents(z, self.config.pool).T.contiguous().to(self.sequence.velocity.out.weight) / self.config.scale
+        frames = sound_frames(self.autoencoder, wave, self.config.pool, self.config.heard)
+        return frames.to(self.sequence.velocity.out.weight) / self.config.scale
 
     def score(self,
         frames: torch.Tensor,  # (frames, channels), of unit deviation
@@ -190,16 +189,9 @@ class LatentSurprisal(SurprisalModel):
         out = torch.stack([self.score(item, levels, noising, likelihood, bits) for item in frames]).reshape(*x.shape[:-2], len(levels), -1).float()
         return out if torch.is_tensor(z) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #fd5bb8c1
+# %% ../nbs/82_surprisal.ipynb #73ea1647
 class Surprisal(LatentSurprisal):
     "Information content of sound or latents, in nats per frame."
-
-    def frame_count(self,
-        samples: int, # at the autoencoder's rate
-    )->int: # frames
-        "How many frames a sound has; raises `ValueError` if it is too short for one latent."
-        config = self.autoencoder.config
-        return frame_piece(samples, config.transform, config.network.frames_per_latent, config.window is not None).frames // self.config.pool
 
     def forward(self,
         wave,                      # (..., samples), numpy or torch, floating point, full scale ±1
@@ -211,9 +203,10 @@ class Surprisal(LatentSurprisal):
         bits: bool = False,        # bits instead of nats
     ): # (..., levels, frames), of the wave's kind; NaN for the first frame and for silence at both ends
         "IC of sound, channel by channel; raises `ValueError` for waves that cannot be encoded or are shorter than two frames, and levels outside [0, 1)."
+        if self.autoencoder is None: raise ValueError("this surprisal model has no autoencoder yet: give it one with `attach`")
         levels, span, rate = check_noise_levels(noise_levels), preset(silence, SILENCES), self.autoencoder.sample_rate
         x = resample(check_wave(wave), rate if sample_rate is None else sample_rate, rate).cpu()
-        total = self.frame_count(x.shape[-1])
+        total = x.shape[-1] // self.frame_samples
         if total < 2: raise ValueError(f"{x.shape[-1]} samples are too short: two frames of {self.frame_samples} samples at {rate} Hz are needed")
         out = torch.full((x[..., 0].numel(), len(levels), total), torch.nan)
         for item, sound in zip(out, x.reshape(-1, x.shape[-1])):
@@ -225,7 +218,7 @@ class Surprisal(LatentSurprisal):
         out = out.reshape(*x.shape[:-1], len(levels), total)
         return out if torch.is_tensor(wave) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #ef347d35
+# %% ../nbs/82_surprisal.ipynb #9ab2cef3
 PUBLIC_SURPRISAL = {'pa-audioic': ('CPJKU/pa-audioic', 'pa_rectflow.pt', 'CC BY-NC 4.0')}  # repository, file, licence
 
 
@@ -237,14 +230,14 @@ def read_published(
     if not isinstance(data, dict) or not {'model_state_dict', 'max_seq_length', 'model_type'} <= data.keys(): raise ValueError(f"{path} holds no published surprisal model")
     if data['model_type'] != 'LTM-rectflows': raise ValueError(f"{path}: unknown model type {data['model_type']!r}; known: LTM-rectflows")
     given = dict(data.get('model_kwargs') or {})
-    layers = {'dim': 256, 'depth': 12, 'heads': 8, 'rotary_pos_emb': True} | dict(given.pop('causal_transformer_hparams', {}))
+    layers = {'dim': 256, 'depth': 12, 'heads': 8, 'rotary_pos_emb': True, 'ff_dropout': .1} | dict(given.pop('causal_transformer_hparams', {}))
     odd = [k for k, v in given.items() if v and k not in ('pos_enc', 'transformer_wrapper_hparams')] + [k for k in layers if k not in ('dim', 'depth', 'heads', 'rotary_pos_emb', 'attn_flash', 'attn_dropout', 'ff_dropout')]
     if odd or not layers['rotary_pos_emb']: raise ValueError(f"{path}: settings that are not known: {', '.join(odd) or 'no rotary positions'}")
     weights = convert_sequence(data['model_state_dict'])
-    config = SequenceConfig(width=layers['dim'], depth=layers['depth'], heads=layers['heads'], dropout=float(layers.get('ff_dropout', 0.)), context=data['max_seq_length'])
+    config = SequenceConfig(width=layers['dim'], depth=layers['depth'], heads=layers['heads'], dropout=float(layers['ff_dropout']), context=data['max_seq_length'])
     return config, weights
 
-# %% ../nbs/82_surprisal.ipynb #da4638ef
+# %% ../nbs/82_surprisal.ipynb #f362f06d
 def public_surprisal(
     name: str,                       # one of PUBLIC_SURPRISAL
     file=None,                       # the published file, or a folder that holds it; None: from the Hub
@@ -268,7 +261,7 @@ def public_surprisal(
 
 Surprisal.from_public = staticmethod(public_surprisal)
 
-# %% ../nbs/82_surprisal.ipynb #dbd46aa5
+# %% ../nbs/82_surprisal.ipynb #b7a0acb4
 def write_curves(
     path,          # file to be written, *.csv
     times,         # (frames,), seconds
@@ -300,7 +293,7 @@ def draw_curves(
     for s, curve in zip(noise_levels, np.asarray(ic)): axes[1].plot(times, curve - np.nanmean(curve) if np.isfinite(curve).any() else curve, label=f'level {s}', lw=1)
     axes[1].set(xlabel='time in s', ylabel=f'IC less its mean\n({unit} per frame)', xlim=(0, seconds)); axes[1].legend(fontsize=7, ncols=5)
 
-# %% ../nbs/82_surprisal.ipynb #8040d559
+# %% ../nbs/82_surprisal.ipynb #efa397cc
 def plot_curves(
     path, # file to be written, *.png
     wave, sample_rate, times, ic, noise_levels, unit, # as for `draw_curves`

@@ -6,7 +6,7 @@
 __all__ = ['SURPRISAL_RECIPES', 'SurprisalObjective', 'averaged', 'SurprisalRecipe', 'sound_of', 'cached_frames', 'FrameCrops',
            'SurprisalOptions', 'train_surprisal', 'held_out_nll', 'gaussian_nll', 'mixture_nll', 'autoregression_nll']
 
-# %% ../nbs/84_surprisal_training.ipynb #f9281c7b
+# %% ../nbs/84_surprisal_training.ipynb #dd5f9bd8
 import copy
 import json
 import math
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .autoencoder import Autoencoder, fingerprint
 from .datasets import open_source
 from .flow import draw_levels, flow_loss, mix
-from .hearing import heard_latents, pool_latents
+from .hearing import sound_frames
 from .likelihood import LikelihoodConfig
 from .network import preset
 from .scores import RenderedScores
@@ -30,7 +30,7 @@ from .storage import atomic_write, load_weights, save_weights
 from .surprisal import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
 from .training import RunState, TrainConfig, fit
 
-# %% ../nbs/84_surprisal_training.ipynb #483bd725
+# %% ../nbs/84_surprisal_training.ipynb #41a2a153
 class SurprisalObjective(torch.nn.Module):
     "Flow matching of next frames, (batch, frames, channels) → scalar loss."
     def __init__(self,
@@ -53,7 +53,7 @@ class SurprisalObjective(torch.nn.Module):
         velocity = self.model.velocity(mix(target, noise, levels[..., None]), levels, states)
         return flow_loss(velocity, target, noise).mean()
 
-# %% ../nbs/84_surprisal_training.ipynb #1b0ddc3c
+# %% ../nbs/84_surprisal_training.ipynb #7773aeb0
 def averaged(
     state: RunState, # of a training with a SurprisalObjective
 )->SequenceModel: # a copy, in evaluation mode
@@ -62,7 +62,7 @@ def averaged(
     model.load_state_dict({k.removeprefix('model.'): v for k, v in state.average.state_dict(state.objective).items()})
     return model
 
-# %% ../nbs/84_surprisal_training.ipynb #1036aa2f
+# %% ../nbs/84_surprisal_training.ipynb #75c9ed69
 @dataclass(frozen=True)
 class SurprisalRecipe:
     "Everything that a training needs besides data and autoencoder."
@@ -87,7 +87,7 @@ SURPRISAL_RECIPES = {
         workers=0, log_every=10, checkpoint_every=100), pool=8, crop=256, pieces=200, seconds=24.),
 }
 
-# %% ../nbs/84_surprisal_training.ipynb #ff818dc5
+# %% ../nbs/84_surprisal_training.ipynb #33e0b453
 def sound_of(
     data: str,        # 'melodies', or what `open_source` opens
     seconds: float,   # of a piece, at most
@@ -101,7 +101,7 @@ def sound_of(
     scores = RenderedScores(split, sample_rate=sample_rate, seed=seed)
     return lambda r: torch.from_numpy(scores.melody(r).mixture[:samples])
 
-# %% ../nbs/84_surprisal_training.ipynb #237e3e3c
+# %% ../nbs/84_surprisal_training.ipynb #109a4862
 def cached_frames(
     autoencoder: Autoencoder, # whose latents
     recipe: SurprisalRecipe,  # how many pieces, how long, how pooled
@@ -123,14 +123,12 @@ def cached_frames(
             sound = sound or sound_of(data, recipe.seconds, autoencoder.sample_rate, seed, split)
             for r in numbers:
                 if str(r) in kept: continue
-                wave = sound(r)
-                z = heard_latents(autoencoder, wave, recipe.pool) if recipe.heard else autoencoder.encode(wave)
-                kept[str(r)] = pool_latents(z, recipe.pool).T.contiguous()
+                kept[str(r)] = sound_frames(autoencoder, sound(r), recipe.pool, recipe.heard)
             save_weights(path, kept)
         out += [kept[str(r)] for r in numbers]
     return out
 
-# %% ../nbs/84_surprisal_training.ipynb #df55a101
+# %% ../nbs/84_surprisal_training.ipynb #de88610d
 class FrameCrops(Dataset):
     "Random crops of pieces; crop i depends on `seed` and i alone; raises `ValueError` if every piece is shorter than a crop."
     def __init__(self,
@@ -150,7 +148,7 @@ class FrameCrops(Dataset):
         start = place - (int(self.ends[k - 1]) if k else 0)
         return self.pieces[k][start:start + self.crop]
 
-# %% ../nbs/84_surprisal_training.ipynb #1d8567df
+# %% ../nbs/84_surprisal_training.ipynb #3cf586c3
 @dataclass(frozen=True)
 class SurprisalOptions:
     "What a user chooses; raises `ValueError` that lists the known presets."
@@ -180,7 +178,7 @@ class SurprisalOptions:
         train = replace(recipe.train, seed=self.seed, **chosen, **({} if on_gpu else {'precision': 'no', 'compile': False}))
         return replace(recipe, train=train, heard=self.heard, pool=self.pool or recipe.pool)
 
-# %% ../nbs/84_surprisal_training.ipynb #8212d69c
+# %% ../nbs/84_surprisal_training.ipynb #51366207
 def train_surprisal(
     options: SurprisalOptions, # what is trained, on what, where
     on_log=None,               # called with (log records, RunState) after each log record
@@ -206,7 +204,7 @@ def train_surprisal(
     finished.save_pretrained(out)
     return out
 
-# %% ../nbs/84_surprisal_training.ipynb #9f3be139
+# %% ../nbs/84_surprisal_training.ipynb #9d742807
 def held_out_nll(
     model: SequenceModel,    # in evaluation mode
     pieces: list,            # (frames, channels) each, of unit deviation
@@ -227,7 +225,7 @@ def gaussian_nll(
     root = torch.linalg.cholesky(covariance.double())
     return torch.linalg.solve_triangular(root, away.T, upper=False).square().sum(0) / 2 + root.diagonal().log().sum() + d / 2 * math.log(2 * math.pi)
 
-# %% ../nbs/84_surprisal_training.ipynb #d9cb4cd0
+# %% ../nbs/84_surprisal_training.ipynb #54ae855c
 def mixture_nll(
     train: torch.Tensor,  # (count, channels), fitted by expectation–maximisation
     frames: torch.Tensor, # (frames, channels)
@@ -246,7 +244,7 @@ def mixture_nll(
         covariances = torch.stack([(train - m).T @ ((train - m) * r[:, None]) / n + ridge for m, r, n in zip(means, share, total)])
     return -logs(frames).logsumexp(0)
 
-# %% ../nbs/84_surprisal_training.ipynb #16733c8a
+# %% ../nbs/84_surprisal_training.ipynb #450e988c
 def autoregression_nll(
     train: list,  # (frames, channels) each
     pieces: list, # (frames, channels) each

@@ -226,6 +226,16 @@ def test_a_piece_alone_and_in_any_company(surprisal, likelihood):
     assert same(backwards.flip(0), alone)
 
 
+@pytest.mark.parametrize('silence', ['music', 'voice'])
+def test_zeros_around_a_piece_are_no_part_of_it(surprisal, silence):
+    "As in a batch with longer pieces: bit for bit, at the place where the piece lies."
+    wave, frame = tones(2.), surprisal.frame_samples
+    alone = surprisal(wave[1:], noise_levels=LEVELS, silence=silence)
+    for before, after in ((0, 30_001), (5, 4)):
+        wide = surprisal(torch.nn.functional.pad(wave[1:], (before * frame, after * frame // 3)), noise_levels=LEVELS, silence=silence)
+        assert torch.equal(wide[:, before:before + alone.shape[1]].nan_to_num(), alone.nan_to_num()) and wide[:, before + alone.shape[1]:].isnan().all()
+
+
 def test_chunks_of_another_size(surprisal):
     frames = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     whole = frame_nll(surprisal.sequence, frames, .2)
@@ -277,6 +287,18 @@ def test_numpy_in_numpy_out_at_any_rate(surprisal):
     assert isinstance(ic, np.ndarray) and ic.shape == (2, 2, 10) and np.isnan(ic[..., 0]).all() and np.isfinite(ic[..., 1:]).all()
 
 
+def test_only_frames_that_end_within_the_sound_count(surprisal):
+    for samples, frames in ((4 * 2048 - 1, 3), (4 * 2048, 4)):
+        ic = surprisal(tones(1.)[:samples], silence='none')
+        assert ic.shape == (1, frames) and surprisal.times(frames)[-1] <= samples / 22050
+
+
+def test_levels_come_as_a_number_a_list_an_array_or_a_tensor(surprisal):
+    z = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
+    one = surprisal.of_latents(z, [.25])
+    for levels in (.25, np.array([.25]), torch.tensor([.25]), torch.tensor(.25), np.float32(.25)): assert same(surprisal.of_latents(z, levels), one, 1e-6)
+
+
 def test_silence_is_nan_and_no_error(surprisal):
     for silence in SILENCES:
         ic = surprisal(torch.zeros(22050), silence=silence)
@@ -311,6 +333,7 @@ def test_bad_noise_levels_are_refused(surprisal, levels, message):
     (lambda s: LikelihoodConfig(probes=-1), 'probes'), (lambda s: SurprisalConfig(pool=0), 'pool'), (lambda s: SurprisalConfig(scale=0.), 'scale'),
     (lambda s: SequenceConfig(width=0), 'width'), (lambda s: SequenceConfig(rotary_width=128), 'rotary_width'), (lambda s: SequenceConfig(context=1), 'context'),
     (lambda s: SurprisalOptions(preset='huge').recipe(), 'known: paper'), (lambda s: SurprisalOptions(device='tpu').recipe(), 'known: auto, cpu'),
+    (lambda s: Surprisal(s.config)(tones(1.)), 'attach'),
     (lambda s: FrameCrops([torch.zeros(3, 64)], 4), 'as long as a crop'), (lambda s: paired_effect([1.]), '2 differences')])
 def test_bad_input_is_named(surprisal, call, message):
     with pytest.raises(ValueError, match=message): call(surprisal)
@@ -396,7 +419,8 @@ def test_a_stopped_run_ends_with_the_same_bits(tiny_run, tmp_path):
 
 
 # The command.
-def test_command_writes_tables_resumes_and_goes_on(surprisal, tmp_path, capsys):
+def test_command_writes_tables_resumes_and_goes_on(surprisal, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run lies
     surprisal.save_pretrained(tmp_path / 'model')
     for name, wave in (('a', tones(1.)), ('deep/b', torch.stack([tones(1.2), tones(1.2, 1)])), ('c', torch.zeros(22050))): write_audio(tmp_path / 'music' / f'{name}.wav', wave, 22050)
     (tmp_path / 'music' / 'broken.wav').write_text('no sound')
@@ -409,6 +433,11 @@ def test_command_writes_tables_resumes_and_goes_on(surprisal, tmp_path, capsys):
     assert all(r.endswith('NaN,NaN') for r in (tmp_path / 'ic' / 'c.csv').read_text().splitlines()[1:])
     (tmp_path / 'music' / 'broken.wav').unlink()
     assert main(line) == 0 and '0 written, 3 there already' in capsys.readouterr().err
+    assert main([*line, '--bits', '--noise-levels', '.4']) == 2
+    told = capsys.readouterr().err
+    assert all(words in told for words in ('noise_levels was [0.0, 0.3], now [0.4]', "unit was 'nats', now 'bits'", '--overwrite'))
+    other = Autoencoder.from_preset('tiny'); other.save_pretrained(tmp_path / 'other')
+    for asked, code in (([], 2), (['--any-autoencoder'], 0)): assert main(['surprisal', str(tmp_path / 'music' / 'a.wav'), '--out', str(tmp_path / 'third'), '--model', str(tmp_path / 'model'), '--autoencoder', str(tmp_path / 'other'), *asked]) == code
     for wrong in (['--noise-levels', '1'], ['--noise-levels', 'a']):
         with pytest.raises(SystemExit): main([*line, *wrong])
     assert main(['surprisal', str(tmp_path / 'music'), '--out', str(tmp_path / 'new')]) == 2
