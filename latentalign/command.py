@@ -10,7 +10,7 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL_HELP', 'SURPRISAL_RUN', 'CO
            'add_mix', 'add_subtract', 'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'noise_levels',
            'load_surprisal', 'keep_settings', 'run_surprisal', 'add_surprisal', 'main']
 
-# %% ../nbs/90_command_line.ipynb #af78992b
+# %% ../nbs/90_command_line.ipynb #a0f11dab
 import argparse
 import json
 import sys
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# %% ../nbs/90_command_line.ipynb #796b9d12
+# %% ../nbs/90_command_line.ipynb #13b4ccb0
 def find_inputs(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -37,7 +37,7 @@ def find_inputs(
         else: raise ValueError(f"no such file or folder: {path}")
     return found
 
-# %% ../nbs/90_command_line.ipynb #36e5d345
+# %% ../nbs/90_command_line.ipynb #43e3a7cb
 def plan_files(
     given: list,     # files and folders
     suffixes: tuple, # of the files looked for in folders
@@ -55,7 +55,7 @@ def plan_files(
         raise ValueError(f"{lost[0]} is an input and would be overwritten: choose another output folder")
     return plan
 
-# %% ../nbs/90_command_line.ipynb #c9b71f88
+# %% ../nbs/90_command_line.ipynb #bb635549
 def run_files(
     plan: dict,       # result → input, from `plan_files`
     prepare,          # () → work; work(input, result) makes one result, in one piece or not at all
@@ -77,7 +77,7 @@ def run_files(
         print(f"  {source}: {kind}{str(error).removeprefix(f'{source} ')}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/90_command_line.ipynb #b30c4dfc
+# %% ../nbs/90_command_line.ipynb #cf700963
 def put_on(
     model,            # any module
     device: str|None, # as torch names it; None: a GPU if there is one
@@ -106,7 +106,7 @@ def load_model(
     else: model = Autoencoder.from_pretrained(name)
     return put_on(model, device)
 
-# %% ../nbs/90_command_line.ipynb #36208e64
+# %% ../nbs/90_command_line.ipynb #23b8cdf6
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
@@ -114,7 +114,7 @@ def fingerprint(
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
-# %% ../nbs/90_command_line.ipynb #e48d90e1
+# %% ../nbs/90_command_line.ipynb #a2543a54
 LATENT_VERSION = 1  # of latent files; raised when an entry changes its meaning
 LATENT_SUFFIX = '.safetensors'
 
@@ -127,7 +127,7 @@ class Latents:
     sample_rate: int  # of the sound, Hz
     model: str        # fingerprint of the model that made them
 
-# %% ../nbs/90_command_line.ipynb #83b4d6af
+# %% ../nbs/90_command_line.ipynb #706e55d4
 def save_latents(
     path,             # file to be written, *.safetensors
     latents: Latents, # what to write
@@ -139,7 +139,7 @@ def save_latents(
     with atomic_write(path) as part:
         save_file({'z': latents.z.cpu().contiguous()}, str(part), metadata={'latentalign': json.dumps({'version': LATENT_VERSION, **kept})})
 
-# %% ../nbs/90_command_line.ipynb #81998580
+# %% ../nbs/90_command_line.ipynb #8076d874
 def load_latents(
     path, # a latent file
 )->Latents: # on the CPU
@@ -155,7 +155,7 @@ def load_latents(
     if latents.z.ndim != 3: raise ValueError(f"{path}: latents must be (channels, latent channels, frames), got shape {tuple(latents.z.shape)}")
     return latents
 
-# %% ../nbs/90_command_line.ipynb #934faf14
+# %% ../nbs/90_command_line.ipynb #34b3de21
 def _batch_size(model): return 1 if model.latent_std.device.type == 'cpu' else 8  # more windows at once only help a GPU
 
 
@@ -173,7 +173,7 @@ def encode_file(
         zs.append(torch.from_numpy(model.encode(wave, sample_rate=rate, batch_size=_batch_size(model))))
     return Latents(torch.stack(zs), samples, rate, mark)
 
-# %% ../nbs/90_command_line.ipynb #9a054ee6
+# %% ../nbs/90_command_line.ipynb #86836682
 def decode_latents(
     model,             # an Autoencoder
     mark: str,         # its fingerprint
@@ -189,7 +189,7 @@ def decode_latents(
         wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
     return wave
 
-# %% ../nbs/90_command_line.ipynb #1fee7bd0
+# %% ../nbs/90_command_line.ipynb #f5ba35b4
 def at_least(
     least: int, # smallest value allowed
 ): # text → int
@@ -221,7 +221,7 @@ def add_files(
     parser.add_argument('--model', metavar='NAME', help=MODEL_HELP)
     add_manner(parser)
 
-# %% ../nbs/90_command_line.ipynb #95972f9a
+# %% ../nbs/90_command_line.ipynb #4250874e
 def add_encode(
     parser, # to be filled in
 )->None:
@@ -236,7 +236,7 @@ def add_encode(
     add_files(parser, 'sounds')
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #711172ad
+# %% ../nbs/90_command_line.ipynb #f0ee4021
 def add_decoding(
     parser, # to be filled in
 )->None:
@@ -269,7 +269,7 @@ def run_sound(
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #4d1a2080
+# %% ../nbs/90_command_line.ipynb #df82cd4c
 def add_decode(
     parser, # to be filled in
 )->None:
@@ -288,7 +288,7 @@ def add_reconstruct(
     add_files(parser, 'sounds'); add_sound(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #8e55e901
+# %% ../nbs/90_command_line.ipynb #a8efa3f6
 def combine_latents(
     sounds: list, # of `Latents`
     gains: list,  # one for each
@@ -299,13 +299,13 @@ def combine_latents(
     if not all(map(math.isfinite, gains)): raise ValueError(f"gains must be finite, got {', '.join(f'{g:g}' for g in gains)}")
     first = sounds[0]
     if other := [s.model for s in sounds if s.model != first.model]: raise ValueError(f"different models made these latents: {first.model} and {other[0]}")
-    lengths, channels = [s.z.shape[-1] for s in sounds], [len(s.z) for s in sounds]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"the sounds differ in length: {', '.join(f'{s.samples / s.sample_rate:.3f} s' for s in sounds)}; cut them, or fill them up with silence")
+    lengths, channels = [s.samples / s.sample_rate for s in sounds], [len(s.z) for s in sounds]
+    if max(lengths) - min(lengths) > 1 / min(s.sample_rate for s in sounds) or len({s.z.shape[-1] for s in sounds}) > 1:
+        raise ValueError(f"the sounds differ in length: {', '.join(f'{length:.4f} s' for length in lengths)}; cut them, or fill them up with silence")
     if len(set(channels) - {1}) > 1: raise ValueError(f"the sounds differ in their number of channels: {', '.join(map(str, channels))}")
     return Latents(sum(g * s.z for g, s in zip(gains, sounds)), first.samples, first.sample_rate, first.model)
 
-# %% ../nbs/90_command_line.ipynb #5d556f92
+# %% ../nbs/90_command_line.ipynb #fac8cdc3
 def sound_latents(
     model,      # an Autoencoder
     mark: str,  # its fingerprint
@@ -337,7 +337,7 @@ def run_mix(
     print(f"{out} written", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_command_line.ipynb #36335263
+# %% ../nbs/90_command_line.ipynb #b0f57522
 def add_result(
     parser, # to be filled in
 )->None:
@@ -366,7 +366,7 @@ def add_subtract(
     add_result(parser)
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
-# %% ../nbs/90_command_line.ipynb #f25a62eb
+# %% ../nbs/90_command_line.ipynb #8fb28cdd
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
@@ -390,14 +390,15 @@ def describe_latents(
     return {'sound': f"{latents.samples / latents.sample_rate:.2f} s, {latents.samples} samples at {latents.sample_rate} Hz, channels: {channels}",
             'latents': f"{width} channels, {frames} frames, deviation {latents.z.std():.3f}", 'made by': latents.model}
 
-# %% ../nbs/90_command_line.ipynb #a3c53854
+# %% ../nbs/90_command_line.ipynb #33bd7033
 def add_evaluate(
     parser, # to be filled in
 )->None:
     "The command `evaluate`: the report of a model, as `nbs/evaluate.ipynb` makes it, and its tables."
     def run(options):
         from latentalign.comparison import linearity_table, noise_table
-        from latentalign.reports import evaluate, protocol_named, report_path, write_report
+        from latentalign.protocols import protocol_named
+        from latentalign.reports import evaluate, report_path, write_report
         out, protocol = report_path(options.checkpoint, options.out), protocol_named(options.protocol, options.changes)
         if out.exists() and not options.overwrite: print(f"{out} is there already (--overwrite makes it again)", file=sys.stderr); return 0
         model = load_model(options.checkpoint, options.device)
@@ -414,11 +415,11 @@ def add_evaluate(
     parser.add_argument('--protocol', default='quick', help="quick, lin-cae or pa-audioic (%(default)s)")
     parser.add_argument('--changes', default='', metavar='TEXT', help="other settings of the protocol, e.g. 'clips=8 seconds=1'")
     parser.add_argument('--seed', type=at_least(0), default=0, help="of clips, gains and noise (0)")
-    parser.add_argument('--out', default='', metavar='FILE', help="the report, *.json; without it evaluation.json in the run folder, or in runs/RUN")
+    parser.add_argument('--out', default='', metavar='FILE', help="the report, *.json, or the folder of evaluation.json; without it the run folder, or runs/RUN")
     add_manner(parser)
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #25e0c4fb
+# %% ../nbs/90_command_line.ipynb #2a0c259f
 def add_info(
     parser, # to be filled in
 )->None:
@@ -431,7 +432,7 @@ def add_info(
     parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
     parser.set_defaults(run=run)
 
-# %% ../nbs/90_command_line.ipynb #b1dea062
+# %% ../nbs/90_command_line.ipynb #f7d6d361
 SURPRISAL_RUN = 'runs/surprisal-m2l-tiny'  # the model if none is named
 
 
@@ -457,7 +458,7 @@ def load_surprisal(
     else: model = Surprisal.from_pretrained(name, options.autoencoder, options.any_autoencoder)
     return put_on(model, options.device)
 
-# %% ../nbs/90_command_line.ipynb #9da681cc
+# %% ../nbs/90_command_line.ipynb #c438c13d
 def keep_settings(
     out,             # folder of the tables
     settings: dict,  # what they are made with, plain values
@@ -492,7 +493,7 @@ def run_surprisal(
         write_curves(target, times, ic, levels)
     return run_files(plan, lambda: work, options.overwrite)
 
-# %% ../nbs/90_command_line.ipynb #36fcf7b6
+# %% ../nbs/90_command_line.ipynb #5d957007
 def add_surprisal(
     parser, # to be filled in
 )->None:
@@ -508,7 +509,7 @@ def add_surprisal(
     parser.add_argument('--plot', action='store_true', help="also draw the curves under the spectrogram, as a PNG beside the table")
     parser.set_defaults(run=run_surprisal)
 
-# %% ../nbs/90_command_line.ipynb #7327bf60
+# %% ../nbs/90_command_line.ipynb #cd43af36
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
     'encode': ('command', "sounds to latents, one file each"),
     'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),

@@ -6,7 +6,7 @@
 __all__ = ['BANDWIDTHS', 'METRICS', 'MIN_CLIPS', 'check_sets', 'frechet_error', 'squared_distances', 'median_distance',
            'kernel_error', 'bootstrap_interval', 'DistributionResult', 'clip_rows', 'distribution_result']
 
-# %% ../nbs/69_distances.ipynb #9cc98fe9
+# %% ../nbs/69_distances.ipynb #516753a0
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-# %% ../nbs/69_distances.ipynb #8fadbde0
+# %% ../nbs/69_distances.ipynb #56f9128a
 def check_sets(
     estimate,   # (n, d), array or tensor
     reference,  # (m, d)
@@ -29,7 +29,7 @@ def check_sets(
     if sets[0].shape[1] != sets[1].shape[1]: raise ValueError(f"embeddings differ: {sets[0].shape[1]} dimensions as estimate, {sets[1].shape[1]} as reference")
     return tuple(sets)
 
-# %% ../nbs/69_distances.ipynb #8ec0c075
+# %% ../nbs/69_distances.ipynb #0b341485
 def frechet_error(
     estimate,   # (n, d), embeddings
     reference,  # (m, d)
@@ -42,7 +42,7 @@ def frechet_error(
     shared = np.linalg.svd(corner, compute_uv=False).sum()
     return max(float(offset @ offset + np.square(a).sum() + np.square(b).sum() - 2 * shared), 0.)
 
-# %% ../nbs/69_distances.ipynb #a4385352
+# %% ../nbs/69_distances.ipynb #67bfe6aa
 BANDWIDTHS = {'reference': lambda estimate, reference: reference, 'estimate': lambda estimate, reference: estimate,
               'both': lambda estimate, reference: np.concatenate([estimate, reference])}
 
@@ -65,25 +65,27 @@ def median_distance(
         raise ValueError(f"no bandwidth: most of the {len(rows)} rows are alike")
     return median
 
-# %% ../nbs/69_distances.ipynb #e8f9f4f9
+# %% ../nbs/69_distances.ipynb #871ccd85
 def kernel_error(
     estimate,                            # (n, d), embeddings
     reference,                           # (m, d)
     bandwidth:str|float='reference',     # h: one of `BANDWIDTHS`, or a number in units of the embedding
+    paired:bool=False,                   # is row i of the one side made from row i of the other? then the two are not compared
 )->float: # 0 where the distributions are equal, about (it can fall below); lower is better
-    "Kernel audio distance (KAD); raises `ValueError` as `check_sets` and `median_distance` and for an unknown bandwidth."
+    "Kernel audio distance (KAD); raises `ValueError` as `check_sets` and `median_distance`, for an unknown bandwidth and for pairs that do not match."
     estimate, reference = check_sets(estimate, reference)
     if isinstance(bandwidth, str):
         if bandwidth not in BANDWIDTHS: raise ValueError(f"unknown bandwidth {bandwidth!r}; known: {', '.join(BANDWIDTHS)}, or a number")
         bandwidth = median_distance(BANDWIDTHS[bandwidth](estimate, reference))
     if not 0 < bandwidth < np.inf: raise ValueError(f"a bandwidth is above 0, got {bandwidth!r}")
+    if paired and len(estimate) != len(reference): raise ValueError(f"{len(estimate)} rows cannot be paired with {len(reference)}")
     kernel = lambda a, b: np.exp(-squared_distances(a, b) / (2 * bandwidth ** 2))
-    within = lambda x: (kernel(x, x).sum() - len(x)) / (len(x) * (len(x) - 1))
-    middle = reference.mean(0)
-    x, y = estimate - middle, reference - middle
-    return float(100 * (within(x) + within(y) - 2 * kernel(x, y).mean()))
+    apart = lambda k: (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
+    x, y = (rows - reference.mean(0) for rows in (estimate, reference))
+    between = apart(kernel(x, y)) if paired else kernel(x, y).mean()
+    return float(100 * (apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * between))
 
-# %% ../nbs/69_distances.ipynb #953b4d31
+# %% ../nbs/69_distances.ipynb #c37665ed
 def bootstrap_interval(
     values:Sequence,            # one entry for each clip: an array or list of numbers, or of anything that `statistic` takes a list of
     statistic:Callable=np.mean, # f(as many entries, some of them several times) → float
@@ -100,7 +102,7 @@ def bootstrap_interval(
     if not np.isfinite(drawn).all(): raise ValueError("the statistic of some draw is NaN or infinite: look for clips without a value")
     return tuple(float(q) for q in np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
 
-# %% ../nbs/69_distances.ipynb #2089f35c
+# %% ../nbs/69_distances.ipynb #6a584dd3
 METRICS = {'FAD': frechet_error, 'KAD': kernel_error}
 MIN_CLIPS = 8  # on each side, for an interval to mean anything
 
@@ -119,13 +121,14 @@ class DistributionResult:
     reference_clips: int
     estimate_rows: int    # windows of all clips
     reference_rows: int
+    paired: bool          # whether clip i of the one side is made from clip i of the other
     bandwidth: float = None  # of KAD, that of the reference; None: the metric has none
 
     def __str__(self):
         counts = f"{self.estimate_clips} clips ({self.estimate_rows} windows) against {self.reference_clips} ({self.reference_rows})"
         return f"{self.metric}-{self.embedding} {self.value:.3g} [{self.low:.3g}, {self.high:.3g}], {counts} at {self.sample_rate} Hz"
 
-# %% ../nbs/69_distances.ipynb #32268f14
+# %% ../nbs/69_distances.ipynb #c6e1ff8b
 def clip_rows(
     clips:Sequence, # of arrays (n, d), one for each clip, or one array (clips, d) with a row for each
     side:str,       # 'estimate' or 'reference', for the message
@@ -151,11 +154,11 @@ def distribution_result(
     if paired and len(ours) != len(theirs): raise ValueError(f"{len(ours)} clips cannot be paired with {len(theirs)}")
     join, distance, bandwidth = np.concatenate, METRICS[metric], None
     x, y = check_sets(join(ours), join(theirs))
-    if metric == 'KAD': bandwidth = median_distance(y); distance = partial(kernel_error, bandwidth=bandwidth)
+    if metric == 'KAD': bandwidth = median_distance(y); distance = partial(kernel_error, bandwidth=bandwidth, paired=paired)
     value, rng, drawn = distance(x, y), np.random.default_rng(seed), []
     for _ in range(draws):
         i, j = (rng.integers(n, size=n) for n in (len(ours), len(theirs)))
         drawn.append(distance(join([ours[k] for k in i]), join([theirs[k] for k in (i if paired else j)])))
     low, high = (float(value + q - np.mean(drawn)) for q in np.quantile(drawn, [.025, .975]))
     if metric == 'FAD': low = max(low, 0.)
-    return DistributionResult(metric, value, low, high, embedding, x.shape[1], sample_rate, len(ours), len(theirs), len(x), len(y), bandwidth)
+    return DistributionResult(metric, value, low, high, embedding, x.shape[1], sample_rate, len(ours), len(theirs), len(x), len(y), paired, bandwidth)

@@ -56,11 +56,11 @@ def preset(
     if name not in presets: raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/50_network.ipynb #27e6dde9
+# %% ../nbs/50_network.ipynb #f1e0c5a1
 SOUND_LEVEL = .1     # rms that the networks see every sound at, where levels are factored out
 LEAST_LEVEL = 1e-12  # levels below count as silence
 
-
+# %% ../nbs/50_network.ipynb #27e6dde9
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
     config_class = AutoencoderConfig

@@ -17,7 +17,7 @@ SMALL = 'clips=2 seconds=1 snrs=[Infinity,1,0] scores=["mss","si_sdr","pitch"] e
 
 def run(folder, name, *args):
     "Type `papermill nbs/NAME.ipynb ARGS` in a folder, without an output path; returns what was printed."
-    environment = os.environ | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, TOP/".ci"/"papermill", TOP/"nbs"/f"{name}.ipynb", *map(str, args)], cwd=folder, env=environment,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
