@@ -14,10 +14,11 @@ from latentalign.effects import paired_effect, phrase, repetition, wrong_note
 from latentalign.flow import MixtureFlow, Velocity, check_noise_levels, draw_levels, stretch
 from latentalign.hearing import SILENCES, energy_span, heard_latents
 from latentalign.likelihood import EXACT, INTEGRATORS, PROBES, LikelihoodConfig, adaptive_nll, exact_divergence, integrate, path_nll, probe_divergence, separate_nll, stepped_nll, transport
+from latentalign.public_weights import PUBLIC
 from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
 from latentalign.storage import load_strictly
-from latentalign.surprisal import NOISINGS, MonteCarlo, SurprisalConfig, frame_nll
+from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
 from latentalign.surprisal_training import SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, train_surprisal
 
 
@@ -373,6 +374,17 @@ def test_published_file_loads_and_scores(published, tmp_path, autoencoder, capsy
     theirs = separate_nll(velocity, frames[1:], states, .3, probes, 20)
     ours = stepped_nll(FrameVelocity(model.sequence.velocity, model.sequence.states(frames.T[None])[0, :-1]), frames[1:], .3, 20, 'euler', probes).mean(0)
     assert (ours - theirs.detach()).abs().max() < 1e-2
+
+
+def test_the_published_model_brings_the_autoencoder_of_its_repository(published, tmp_path, autoencoder, monkeypatch):
+    torch.save({'model_state_dict': published.state_dict(), 'max_seq_length': 4600, 'model_type': 'LTM-rectflows'}, tmp_path / 'pa_rectflow.pt')
+    asked = []
+    monkeypatch.setattr(Autoencoder, 'from_public', classmethod(lambda cls, name, file=None: asked.append((name, file)) or autoencoder))
+    assert Surprisal.from_public('pa-audioic', tmp_path).autoencoder is autoencoder
+    (tmp_path / 'music2latent.pt').touch()
+    assert Surprisal.from_public('pa-audioic', tmp_path / 'pa_rectflow.pt').config.autoencoder == 'public:pa-music2latent'
+    assert asked == [('pa-music2latent', None), ('pa-music2latent', tmp_path / 'music2latent.pt')]
+    assert PUBLIC['pa-music2latent'].repo == PUBLIC_SURPRISAL['pa-audioic'][0]
 
 
 class Trap:
