@@ -1,5 +1,6 @@
 # Each target stands alone: it makes .venv first if that is missing or out of date.
 VARIANT ?= lin
+AUTOENCODER ?= m2l-tiny
 ARGS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -14,7 +15,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test lab export readme clean
+.PHONY: help env train surprisal test lab export readme clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -26,7 +27,7 @@ env: $(READY)  ## make .venv with everything pinned in constraints.txt (several 
 $(READY): constraints.txt settings.ini setup.py pyproject.toml
 	@.ci/python .venv
 	@echo "Installing the pinned packages into .venv: several GB, some minutes."
-	$(INSTALL) -e ".[all,dev]" music2latent
+	$(INSTALL) -e ".[all,dev]" music2latent x-transformers
 	@# linear-cae asks for numpy < 2 and works with 2: without its metadata `pip check` stays true of all the rest
 	$(INSTALL) --no-deps --force-reinstall linear-cae
 	@rm -rf .venv/lib/python*/site-packages/linear_cae-*.dist-info
@@ -39,6 +40,11 @@ train: $(READY)  ## train nbs/train.ipynb: make train [VARIANT=lin] [ARGS="-p st
 	@mkdir -p runs/$(VARIANT)
 	$(BIN)/papermill nbs/train.ipynb runs/$(VARIANT)/train.ipynb -p variant $(VARIANT) $(ARGS) \
 		--no-progress-bar --stdout-file - --stderr-file -
+
+surprisal: $(READY)  ## train nbs/train_surprisal.ipynb: make surprisal [AUTOENCODER=runs/align] [ARGS="-p steps 100"]; results in runs/surprisal-NAME
+	@mkdir -p runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))
+	$(BIN)/papermill nbs/train_surprisal.ipynb runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))/train_surprisal.ipynb \
+		-p autoencoder $(AUTOENCODER) $(ARGS) --no-progress-bar --stdout-file - --stderr-file -
 
 # both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time
 test: $(READY)  ## run every notebook in nbs, then the tests in tests

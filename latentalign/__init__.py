@@ -1,13 +1,13 @@
 """Linear and perceptually aligned latent spaces for audio."""
 __version__ = "0.1.0"
-__all__ = ["Autoencoder"]
+__all__ = ["Autoencoder", "Surprisal"]
 
 
 def __getattr__(name):
-    "Import `Autoencoder`, and torch with it, only when it is asked for: `import latentalign` alone costs nothing."
+    "Import `Autoencoder` or `Surprisal`, and torch with it, only when it is asked for: `import latentalign` alone costs nothing."
     if name not in __all__: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .autoencoder import Autoencoder
-    return Autoencoder
+    from importlib import import_module
+    return getattr(import_module(f".{name.lower()}", __name__), name)
 
 
 def __dir__(): return sorted([*globals(), *__all__])

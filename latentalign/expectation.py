@@ -4,28 +4,30 @@
 
 # %% auto #0
 __all__ = ['COMBINATIONS', 'MODES', 'REDUCTIONS', 'CORRELATIONS', 'entropy_bits', 'combine', 'note_options', 'view_predictions',
-           'stack_notes', 'Expectation', 'ExpectationModel', 'check_names', 'target_values', 'hear', 'weigh_up',
-           'measure', 'listen', 'hear_folds', 'onset_frames', 'notes_to_frames', 'frames_to_notes', 'encoder_delay',
-           'ranks', 'correlation', 'Agreement', 'agreement', 'onset_loudness', 'read_ic_table']
+           'stack_notes', 'Expectation', 'ExpectationModel', 'check_names', 'learn_melody', 'target_values', 'hear',
+           'weigh_up', 'measure', 'listen', 'hear_folds', 'onset_frames', 'notes_to_frames', 'frames_to_notes',
+           'encoder_delay', 'ranks', 'correlation', 'Agreement', 'interval', 'agreement', 'onset_loudness',
+           'read_ic_table', 'play_melody', 'recorded_pairs', 'HeardMelody', 'agreement_by_level']
 
-# %% ../nbs/87_expectation.ipynb #ee6164bd
-from dataclasses import dataclass, field
+# %% ../nbs/87_expectation.ipynb #890ce4ea
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 import numpy as np
 from numpy import ndarray
-from .melodies import BASICS, Melody, Viewpoint, melody_events, view_melody, viewpoint
+from .melodies import BASICS, READERS, Melody, Viewpoint, melody_events, read_melody, view_melody, viewpoint
 from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, predict, states
 
-# %% ../nbs/87_expectation.ipynb #fd3f97e7
+# %% ../nbs/87_expectation.ipynb #a09cf784
 COMBINATIONS = ("geometric", "arithmetic")
 
-# %% ../nbs/87_expectation.ipynb #771a7737
+# %% ../nbs/87_expectation.ipynb #2ebdc5a4
 def entropy_bits(
     p:ndarray,  # (..., symbols), probabilities
 )->ndarray:     # (...,), bits
     "Shannon's entropy."
     return -np.sum(p*np.log2(np.where(p > 0, p, 1)), -1)
 
-# %% ../nbs/87_expectation.ipynb #a25d2787
+# %% ../nbs/87_expectation.ipynb #16ac1b5d
 def combine(
     p:ndarray,    # (models, notes, symbols); rows of NaN where a model says nothing
     bias:float,   # 0: all count alike
@@ -42,7 +44,7 @@ def combine(
     total = mixed.sum(-1, keepdims=True)
     return np.where(total > 0, mixed/np.where(total > 0, total, 1), 1/symbols)
 
-# %% ../nbs/87_expectation.ipynb #82597da4
+# %% ../nbs/87_expectation.ipynb #c11cd72c
 def note_options(
     view:Viewpoint,
     target:str,     # the basic attribute that is predicted
@@ -60,7 +62,7 @@ def note_options(
         before = now
     return found
 
-# %% ../nbs/87_expectation.ipynb #62519925
+# %% ../nbs/87_expectation.ipynb #30c0ef34
 def view_predictions(
     tree:ContextTree,  # what was heard before
     ppm:PPM,
@@ -85,7 +87,7 @@ def view_predictions(
     if learns: tree.add(END)
     return {target: stack_notes(rows) for target, rows in found.items()}
 
-# %% ../nbs/87_expectation.ipynb #c2929d97
+# %% ../nbs/87_expectation.ipynb #d4f5259f
 def stack_notes(
     rows:list,  # (values,) of each note, or None
 )->ndarray:     # (notes, values), rows of NaN for None; one column where nothing is known
@@ -93,10 +95,10 @@ def stack_notes(
     values = next((len(row) for row in rows if row is not None), 1)
     return np.stack([np.full(values, np.nan) if row is None else row for row in rows])
 
-# %% ../nbs/87_expectation.ipynb #a25becf4
+# %% ../nbs/87_expectation.ipynb #62626222
 MODES = ("stm", "ltm", "ltm+", "both", "both+")
 
-# %% ../nbs/87_expectation.ipynb #e4cc4250
+# %% ../nbs/87_expectation.ipynb #f648630b
 @dataclass(frozen=True, eq=False)
 class Expectation:
     "What was expected of the notes of one melody."
@@ -111,10 +113,10 @@ class Expectation:
         "The probability that each note had."
         return 2**-self.ic
 
-# %% ../nbs/87_expectation.ipynb #f67b8834
+# %% ../nbs/87_expectation.ipynb #5cacc631
 @dataclass
 class ExpectationModel:
-    "Melodic expectation. Raises ValueError on unknown names, and if a target has no viewpoint or a viewpoint no target."
+    "Melodic expectation. Raises ValueError as `check_names`."
     viewpoints:tuple = ("cpitch",)     # names of viewpoints, linked ones as "cpint*ioi"
     targets:tuple = ("cpitch",)        # basic attributes to predict, of BASICS
     mode:str = "both+"                 # one of MODES
@@ -123,30 +125,26 @@ class ExpectationModel:
     combination:str = "geometric"      # one of COMBINATIONS
     viewpoint_bias:float = 2.
     model_bias:float = 7.
-
     def __post_init__(self):
         check_names(self)
         self.views = {view.name: view for view in map(viewpoint, self.viewpoints)}
         self.trees = {name: ContextTree() for name in self.views}
-        self.values = {target: set() for target in self.targets}
-        self.melodies, self.places = [], []
+        self.values, self.melodies, self.places = {target: set() for target in self.targets}, [], []
 
     def fit(self,
-        melodies:list,  # of `Melody`
-    )->"ExpectationModel":  # itself
+        melodies:Melody|list,  # one, or several
+    )->"ExpectationModel":     # itself
         "Forget everything and hear a corpus. Raises ValueError if it is empty."
+        melodies = [melodies] if isinstance(melodies, Melody) else list(melodies)
         if not len(melodies): raise ValueError("there are no melodies to learn from")
         self.__post_init__()
         return self.learn(melodies)
 
     def learn(self,
-        melodies:list,  # of `Melody`
-    )->"ExpectationModel":  # itself
+        melodies:Melody|list,  # one, or several
+    )->"ExpectationModel":     # itself
         "Hear more melodies."
-        for melody in melodies:
-            self.places.append({name: self.trees[name].learn([s for s in view_melody(melody, view) if s is not None]) for name, view in self.views.items()})
-            self.melodies.append(melody)
-            for target, values in self.values.items(): values.update(target_values(melody, target))
+        for melody in [melodies] if isinstance(melodies, Melody) else melodies: learn_melody(self, melody)
         return self
 
     def information_content(self,
@@ -161,17 +159,19 @@ class ExpectationModel:
         "Each melody heard by a model that has heard those of the other folds. Raises ValueError on an impossible number of folds."
         return hear_folds(self, folds)
 
-# %% ../nbs/87_expectation.ipynb #e2ca85b6
+# %% ../nbs/87_expectation.ipynb #5414325e
 def check_names(
     model:ExpectationModel,
 ):
-    "Raises ValueError on unknown modes, combinations and targets, and where viewpoints and targets do not fit each other."
+    "Raises ValueError on unknown or repeated names, biases that are not finite, and where viewpoints and targets do not fit each other."
     for field in ("viewpoints", "targets"):
         value = getattr(model, field)
         setattr(model, field, (value,) if isinstance(value, str) else tuple(value))
     for value, known, what in ((model.mode, MODES, "mode"), (model.combination, COMBINATIONS, "combination"), *((t, BASICS, "target") for t in model.targets)):
         if value not in known: raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    if not np.isfinite([model.viewpoint_bias, model.model_bias]).all(): raise ValueError(f"biases must be finite, got {model.viewpoint_bias} and {model.model_bias}")
     views = list(map(viewpoint, model.viewpoints))
+    if len({view.name for view in views}) < len(views): raise ValueError(f"a viewpoint is named twice: {', '.join(view.name for view in views)}")
     for view in views:
         if not view.basics & set(model.targets):
             raise ValueError(f"viewpoint {view.name!r} says nothing of the targets {', '.join(model.targets)}: it rests on {', '.join(sorted(view.basics))}")
@@ -179,7 +179,17 @@ def check_names(
         if not any(target in view.basics for view in views): raise ValueError(f"no viewpoint of {', '.join(model.viewpoints)} says anything of the target {target!r}")
     if not views or not model.targets: raise ValueError(f"a model needs viewpoints and targets, got {model.viewpoints} and {model.targets}")
 
-# %% ../nbs/87_expectation.ipynb #5adef89b
+# %% ../nbs/87_expectation.ipynb #32f196f7
+def learn_melody(
+    model:ExpectationModel,
+    melody:Melody,
+):
+    "Count a melody through every viewpoint, and keep where its symbols stand."
+    model.places.append({name: model.trees[name].learn([s for s in view_melody(melody, view) if s is not None]) for name, view in model.views.items()})
+    model.melodies.append(melody)
+    for target, values in model.values.items(): values.update(target_values(melody, target))
+
+# %% ../nbs/87_expectation.ipynb #2541a617
 def target_values(
     melody:Melody,
     target:str,  # basic attribute
@@ -187,7 +197,7 @@ def target_values(
     "The values of a basic attribute."
     return [getattr(event, target) for event in melody_events(melody)]
 
-# %% ../nbs/87_expectation.ipynb #9dea3414
+# %% ../nbs/87_expectation.ipynb #7023d2d6
 def hear(
     model:ExpectationModel,
     melody:Melody,
@@ -203,7 +213,7 @@ def hear(
     heard = {kind: views for kind, views in heard.items() if views}
     return weigh_up(model, melody, alphabets, heard)
 
-# %% ../nbs/87_expectation.ipynb #bfdea7dc
+# %% ../nbs/87_expectation.ipynb #5ca0f1f6
 def weigh_up(
     model:ExpectationModel,
     melody:Melody,
@@ -225,7 +235,7 @@ def weigh_up(
     return Expectation(*read(whole), {n: Expectation(*read(f)) for n, f in single.items()}, {k: Expectation(*read(f)) for k, f in alone.items()},
                        {target: (alphabets[target], p) for target, p in whole.items()})
 
-# %% ../nbs/87_expectation.ipynb #2dc1dc94
+# %% ../nbs/87_expectation.ipynb #8f3b0e38
 def measure(
     found:dict,      # {target: (notes, values) distributions}
     melody:Melody,
@@ -241,37 +251,41 @@ def measure(
     sums = lambda values: np.where(np.isnan(values).all(0), np.nan, np.nansum(values, 0)) + 0.
     return sums(ic), sums(entropy)
 
-# %% ../nbs/87_expectation.ipynb #2414af70
+# %% ../nbs/87_expectation.ipynb #b8d4de79
 def listen(
     model:ExpectationModel,
     melodies:Melody|list,  # one, or several, heard in this order
 )->Expectation|list:       # of each
-    "Hear melodies one after the other, then forget them."
+    "Hear melodies one after the other, then forget them. Raises ValueError if a target has no value in them nor in the corpus."
     pieces = [melodies] if isinstance(melodies, Melody) else list(melodies)
     alphabets = {t: sorted((values | {v for m in pieces for v in target_values(m, t)}) - {None}) for t, values in model.values.items()}
+    empty = [target for target, values in alphabets.items() if not values]
+    if pieces and empty: raise ValueError(f"no note has a value of {', '.join(empty)}")
     begun = {name: tree.begin() for name, tree in model.trees.items()}
-    found = [hear(model, melody, alphabets) for melody in pieces]
-    for name, tree in model.trees.items(): tree.rewind(begun[name])
+    try: found = [hear(model, melody, alphabets) for melody in pieces]
+    finally:
+        for name, tree in model.trees.items(): tree.rewind(begun[name])
     return found[0] if isinstance(melodies, Melody) else found
 
-# %% ../nbs/87_expectation.ipynb #259673e7
+# %% ../nbs/87_expectation.ipynb #17aa76ff
 def hear_folds(
     model:ExpectationModel,
     folds:int,  # 2 … number of melodies
 )->list:        # an `Expectation` of each melody it was fitted to
     "Listen to each melody as one that was never heard. Raises ValueError on an impossible number of folds."
-    if not 2 <= folds <= len(model.melodies): raise ValueError(f"{len(model.melodies)} melodies cannot be parted into {folds} folds")
+    if folds not in range(2, len(model.melodies) + 1): raise ValueError(f"{len(model.melodies)} melodies cannot be parted into {folds} folds")
     found = [None]*len(model.melodies)
     for fold in range(folds):
         members = range(fold, len(found), folds)
         for i in members:
             for name, tree in model.trees.items(): tree.forget(model.places[i][name])
-        for i, expectation in zip(members, listen(model, [model.melodies[i] for i in members])): found[i] = expectation
-        for i in members:
-            for name, tree in model.trees.items(): tree.recall(model.places[i][name])
+        try: found[fold::folds] = listen(model, [model.melodies[i] for i in members])
+        finally:
+            for i in members:
+                for name, tree in model.trees.items(): tree.recall(model.places[i][name])
     return found
 
-# %% ../nbs/87_expectation.ipynb #da0619e9
+# %% ../nbs/87_expectation.ipynb #221933c1
 def onset_frames(
     onsets:ndarray,      # (notes,), s
     frame_ends:ndarray,  # (frames,), s, evenly spaced: when each frame ends
@@ -284,10 +298,10 @@ def onset_frames(
     found = np.searchsorted(frame_ends, onsets, side="right")
     return np.where((found == len(frame_ends)) | (onsets < frame_ends[0] - length.mean()), -1, found)
 
-# %% ../nbs/87_expectation.ipynb #f6684ac9
+# %% ../nbs/87_expectation.ipynb #a2fca446
 REDUCTIONS = {"sum": np.add, "max": np.maximum}
 
-# %% ../nbs/87_expectation.ipynb #5952ed9b
+# %% ../nbs/87_expectation.ipynb #a520bbde
 def notes_to_frames(
     values:ndarray,      # (notes,)
     index:ndarray,       # (notes,), as `onset_frames` gives it
@@ -301,7 +315,7 @@ def notes_to_frames(
     REDUCTIONS[reduction].at(found, index[there], np.asarray(values, float)[there])
     return found
 
-# %% ../nbs/87_expectation.ipynb #851756f7
+# %% ../nbs/87_expectation.ipynb #eb4f448e
 def frames_to_notes(
     values:ndarray,          # (frames,)
     index:ndarray,           # (notes,), as `onset_frames` gives it, not decreasing where it is not -1
@@ -315,7 +329,7 @@ def frames_to_notes(
     for note, first, end in zip(there, index[there], ends): found[note] = values[first:max(end, first + 1)].mean()
     return found
 
-# %% ../nbs/87_expectation.ipynb #295234f7
+# %% ../nbs/87_expectation.ipynb #6844d62d
 def encoder_delay(
     encode,              # function: (samples,) float32 wave → (channels, frames) latents
     frame_length:int,    # samples a latent frame
@@ -334,7 +348,7 @@ def encoder_delay(
         late.append(first_end + (np.argmax(change) - .5)*frame_length - at)
     return float(np.mean(late))
 
-# %% ../nbs/87_expectation.ipynb #b1c3553a
+# %% ../nbs/87_expectation.ipynb #c400802b
 def ranks(
     x:ndarray,  # (notes,)
 )->ndarray:     # (notes,), from 0; equal values get the mean of their ranks
@@ -342,7 +356,7 @@ def ranks(
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count + 1)/2)[place]
 
-# %% ../nbs/87_expectation.ipynb #d1cf3965
+# %% ../nbs/87_expectation.ipynb #0878623a
 CORRELATIONS = ("spearman", "pearson")
 
 
@@ -363,35 +377,53 @@ def correlation(
     scale = np.sqrt((columns**2).sum(0))
     return float(columns[:, 0] @ columns[:, 1]/scale.prod()) if scale.min() > 1e-9 else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #54fecd82
+# %% ../nbs/87_expectation.ipynb #d8f1f954
 @dataclass(frozen=True, eq=False)
 class Agreement:
     "How far two curves agree over some pieces."
-    pooled:float    # over all notes of all pieces
-    low:float       # end of the 95 % interval of `pooled`, bootstrapped over pieces; NaN for a single piece
-    high:float      # its other end
-    pieces:ndarray  # (pieces,), the correlation in each
-    notes:int       # that were compared
+    pooled:float        # over all notes of all pieces
+    low:float           # end of the 95 % interval of `pooled`; NaN for a single piece
+    high:float          # its other end
+    pieces:ndarray      # (pieces,), the correlation in each
+    notes:int           # that were compared
+    drawn:ndarray       # (draws,), `pooled` of pieces drawn again
+    drawn_mean:ndarray  # (draws,), `mean` of pieces drawn again
 
-# %% ../nbs/87_expectation.ipynb #d0684e9a
+    @property
+    def mean(self)->float:
+        "The mean over the pieces that have a correlation; NaN where none has."
+        return float(np.nanmean(self.pieces)) if np.isfinite(self.pieces).any() else float("nan")
+
+# %% ../nbs/87_expectation.ipynb #0755f95f
+def interval(
+    drawn:ndarray,  # (draws,)
+)->tuple:           # low and high end, NaN where no draw is finite
+    "The 95 % interval of bootstrap draws."
+    drawn = drawn[np.isfinite(drawn)]
+    return tuple(map(float, np.quantile(drawn, [.025, .975]))) if len(drawn) else (float("nan"), float("nan"))
+
+# %% ../nbs/87_expectation.ipynb #90492d45
 def agreement(
-    pieces:list,         # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
-    kind:str="spearman", # one of CORRELATIONS
-    draws:int=1000,      # of the bootstrap
+    pieces:list,           # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
+    kind:str="spearman",   # one of CORRELATIONS
+    draws:int=500,         # of the bootstrap
     seed:int=0,
+    groups:list|None=None, # for each piece with whom it is drawn, such as the melody that several instruments play; None: each alone
 )->Agreement:
-    "Correlation over pieces, with a bootstrap interval. Raises ValueError if there are no pieces."
-    if not pieces: raise ValueError("there are no pieces to compare")
+    "Correlation over pieces, with a bootstrap interval. Raises ValueError if there are no pieces, or groups of another number."
+    groups = list(range(len(pieces))) if groups is None else list(groups)
+    if not pieces or len(groups) != len(pieces): raise ValueError(f"there must be pieces to compare, and a group for each, got {len(pieces)} and {len(groups)}")
     pieces = [[np.asarray(v, float) for v in piece] for piece in pieces]
-    pool = lambda chosen: correlation(*(np.concatenate(part) for part in zip(*chosen)), **options) if len(chosen[0]) == 2 else \
-        correlation(*(np.concatenate(part) for part in list(zip(*chosen))[:2]), controls=np.concatenate([p[2] for p in chosen]), **options)
-    options, rng = dict(kind=kind), np.random.default_rng(seed)
-    drawn = [pool([pieces[i] for i in rng.integers(len(pieces), size=len(pieces))]) for _ in range(draws)] if len(pieces) > 1 else [np.nan]
-    low, high = np.nanquantile(drawn, [.025, .975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    pool = lambda chosen: (lambda x, y, *controls: correlation(x, y, kind, *controls))(*map(np.concatenate, zip(*chosen)))
+    each, members = np.array([pool([p]) for p in pieces]), [np.flatnonzero([g == name for g in groups]) for name in dict.fromkeys(groups)]
+    rng, known = np.random.default_rng(seed), np.isfinite(each)
+    drawn = [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(draws)] if len(members) > 1 else []
+    pooled = np.array([pool([pieces[i] for i in chosen]) for chosen in drawn])
+    means = np.array([each[chosen][known[chosen]].mean() if known[chosen].any() else np.nan for chosen in drawn])
     notes = sum(int(np.isfinite(p[0] + p[1]).sum()) for p in pieces)
-    return Agreement(pool(pieces), float(low), float(high), np.array([pool([p]) for p in pieces]), notes)
+    return Agreement(pool(pieces), *interval(pooled), each, notes, pooled, means)
 
-# %% ../nbs/87_expectation.ipynb #605798d7
+# %% ../nbs/87_expectation.ipynb #40ef8d9b
 def onset_loudness(
     wave:ndarray,       # (samples,)
     sample_rate:int,    # Hz
@@ -405,14 +437,85 @@ def onset_loudness(
         if onset >= 0 and len(part): found[i] = 10*np.log10(np.mean(part**2) + 1e-10)
     return found
 
-# %% ../nbs/87_expectation.ipynb #96b9ba68
+# %% ../nbs/87_expectation.ipynb #b3d27028
 def read_ic_table(
     path,      # CSV with columns Time, IC_0.0, IC_0.3, …
 )->tuple:      # (frames,) ends of the predicted frames in s, {noise level: (frames,) information content}
     "Surprisal frame by frame. Raises ValueError if it is no such table."
+    if not Path(path).is_file(): raise ValueError(f"no such file: {path}")
     with open(path, encoding="utf-8") as file: head, *rows = [line.strip().split(",") for line in file if line.strip()] or [[]]
-    levels = {i: c[3:] for i, c in enumerate(head) if c.startswith("IC_")}
-    if head[:1] != ["Time"] or not levels: raise ValueError(f"{path} has columns {', '.join(head[:4])}, not Time, IC_0.0, …")
-    try: values = np.array([[float(v or "nan") for v in row] for row in rows]).reshape(len(rows), len(head))
-    except ValueError as e: raise ValueError(f"{path} has rows that are no numbers, or of different lengths: {e}") from e
-    return values[:, 0], {float(level): values[:, i] for i, level in levels.items()}
+    if head[:1] != ["Time"] or not any(c.startswith("IC_") for c in head): raise ValueError(f"{path} has columns {', '.join(head[:4])}, not Time, IC_0.0, …")
+    try:
+        levels = {i: float(c[3:]) for i, c in enumerate(head) if c.startswith("IC_")}
+        values = np.array([[float(v or "nan") for v in row] for row in rows]).reshape(len(rows), len(head))
+    except ValueError as e: raise ValueError(f"{path} has noise levels or rows that are no numbers, or rows of different lengths: {e}") from e
+    return values[:, 0], {level: values[:, i] for i, level in levels.items()}
+
+# %% ../nbs/87_expectation.ipynb #b0fd862a
+def play_melody(
+    melody:Melody,
+    program:int,          # General MIDI program, 0 … 127
+    quarter:float=.5,     # s of a quarter note
+    sample_rate:int=44100,# Hz
+)->tuple:                 # (samples,) float32 with peak 0.5 and a second to fade; the melody with its `times`
+    "The sound of a melody, through the SoundFont that comes with pretty_midi."
+    from latentalign.audio import resample
+    from latentalign.soundfont import Note, play, soundfont
+    onsets = (melody.onsets - melody.onsets[0])*quarter
+    notes = [Note(float(o), float(.95*d*quarter), int(p), 90, "other") for o, d, p in zip(onsets, melody.durations, melody.pitches)]
+    wave = resample(play(notes, program, False, onsets[-1] + melody.durations[-1]*quarter + 1, soundfont()), 44100, sample_rate)
+    return .5*wave/max(float(np.abs(wave).max()), 1e-9), replace(melody, times=onsets)
+
+# %% ../nbs/87_expectation.ipynb #063850ae
+def recorded_pairs(
+    folder,   # recordings and MIDI files or scores of the same name
+)->list:      # (audio file, `Melody` with `times`) of each pair
+    "Recordings with their melodies. Raises ValueError if there are no recordings, one has no partner or two, or a melody has no times."
+    from latentalign.audio import find_audio
+    scores, waves = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in READERS], find_audio(folder)
+    melodies, sounds = ({p.stem: p for p in paths} for paths in (scores, waves))
+    twice = sorted(n for paths in (scores, waves) for n in {p.stem for p in paths} if sum(p.stem == n for p in paths) > 1)
+    if twice: raise ValueError(f"{folder} has several files of the same name: {', '.join(twice)}")
+    alone = sorted(set(melodies) ^ set(sounds))
+    if alone: raise ValueError(f"{folder} must hold one melody for each recording; without a partner: {', '.join(alone)}")
+    found = [(sounds[name], read_melody(melodies[name])) for name in sorted(melodies)]
+    untimed = [m.name for _, m in found if m.times is None]
+    if untimed: raise ValueError(f"melodies without times in seconds (MIDI has them, scores do not): {', '.join(untimed)}")
+    return found
+
+# %% ../nbs/87_expectation.ipynb #8d6eaca3
+@dataclass(frozen=True, eq=False)
+class HeardMelody:
+    "A melody with what a symbolic and an audio model are surprised by."
+    melody:Melody        # with `times`
+    expected:ndarray     # (notes,), bits: the symbolic model's information content
+    loudness:ndarray     # (notes,), dB: how loud each note begins
+    frame_ends:ndarray   # (frames,), s
+    ic:dict              # {noise level: (frames,) information content of the sound}
+    name:str = ""
+
+    def notes(self,
+        level:float,            # noise level
+        delay:float=0.,         # s, as `onset_frames` takes it
+        until_next:bool=False,  # as `frames_to_notes` takes it
+    )->tuple:                   # (notes,) audio, (notes,) symbolic surprisal, (notes, 2) controls: loudness and time since the last onset
+        "Both surprisals of each note, and what they may have in common. The first note, before which nothing was, is left out."
+        at = onset_frames(self.melody.times, self.frame_ends, delay)
+        audio = frames_to_notes(self.ic[level], at, until_next)
+        waited = np.diff(self.melody.times, prepend=np.nan)
+        return audio[1:], self.expected[1:], np.stack([self.loudness, waited], 1)[1:]
+
+# %% ../nbs/87_expectation.ipynb #f1125ef2
+def agreement_by_level(
+    heard:list,            # of `HeardMelody`, with the same noise levels
+    kind:str="spearman",   # one of CORRELATIONS
+    partial:bool=False,    # with loudness and time since the last onset taken out
+    delay:float=0.,        # s, as `onset_frames` takes it
+    until_next:bool=False, # as `frames_to_notes` takes it
+)->dict:                   # {noise level: `Agreement`}
+    "How far audio surprisal agrees with symbolic, at each noise level; a melody's sounds are drawn together. Raises ValueError if there are none, or of different noise levels."
+    levels = {tuple(h.ic) for h in heard}
+    if len(levels) != 1: raise ValueError(f"melodies must be there, and have the same noise levels, got {sorted(levels)}")
+    pieces = lambda level: [h.notes(level, delay, until_next)[:3 if partial else 2] for h in heard]
+    groups = [h.melody.name or i for i, h in enumerate(heard)]
+    return {level: agreement(pieces(level), kind, groups=groups) for level in levels.pop()}

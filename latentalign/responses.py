@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LAMBDAS', 'impulses', 'envelope', 'spectral_flux', 'held_frames', 'TRFOptions', 'Products', 'trial_products',
-           'check_trials', 'trained_weights', 'prediction_correlation', 'Response', 'nested_response', 'inner_scores',
-           'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'GroupGain', 'group_gain']
+           'check_trials', 'trained_weights', 'prediction_correlation', 'Response', 'nested_response',
+           'validation_scores', 'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'read_notes', 'GroupGain',
+           'group_gain']
 
-# %% ../nbs/88_responses.ipynb #9826cf23
+# %% ../nbs/88_responses.ipynb #0b8a75ae
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/88_responses.ipynb #316177ee
+# %% ../nbs/88_responses.ipynb #9f0af749
 def impulses(
     onsets:ndarray,            # (notes,), s from the beginning of the trial
     values:ndarray|None,       # (notes,), heights, NaN for none; None: 1
@@ -29,7 +30,7 @@ def impulses(
     np.add.at(found[:, 0], at[there], values[there])
     return found
 
-# %% ../nbs/88_responses.ipynb #9d63a54c
+# %% ../nbs/88_responses.ipynb #7cf8d749
 def envelope(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -41,7 +42,7 @@ def envelope(
     energy = np.concatenate([[0.], np.cumsum(np.square(np.asarray(wave, float)))])
     return (np.maximum(np.diff(energy[edges]), 0)/np.maximum(np.diff(edges), 1))[:, None]**(power/2)
 
-# %% ../nbs/88_responses.ipynb #bd265877
+# %% ../nbs/88_responses.ipynb #e2714ae1
 def spectral_flux(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -56,7 +57,7 @@ def spectral_flux(
     level = np.log(np.abs(np.fft.rfft(frames)) + 1e-3)
     return np.maximum(np.diff(level, axis=0, prepend=level[:1]), 0).sum(1, keepdims=True)
 
-# %% ../nbs/88_responses.ipynb #24f1dace
+# %% ../nbs/88_responses.ipynb #bb5a4ed1
 def held_frames(
     values:ndarray,       # (frames,), NaN counts as 0
     frame_ends:ndarray,   # (frames,), s, evenly spaced
@@ -68,24 +69,24 @@ def held_frames(
     begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean()
     return np.where(begun, np.append(np.nan_to_num(values), 0)[at], 0)[:, None]
 
-# %% ../nbs/88_responses.ipynb #944a37be
+# %% ../nbs/88_responses.ipynb #400bade8
 LAMBDAS = tuple(10.**k for k in range(-4, 5))
 
-# %% ../nbs/88_responses.ipynb #4fa69fa1
+# %% ../nbs/88_responses.ipynb #9086872e
 @dataclass(frozen=True)
 class TRFOptions:
     "How response functions are estimated. Raises ValueError if lags or lambdas make no sense."
     tmin:float = -.1             # s, first lag
     tmax:float = .6              # s, last lag
     lambdas:tuple = LAMBDAS      # to choose from, rising
-    folds:int = 5                # of the outer and, less one, of the inner cross-validation
+    folds:int = 5                # of the cross-validation; the inner one has those that are not tested
 
     def __post_init__(self):
         if self.tmin >= self.tmax: raise ValueError(f"the first lag must come before the last, got {self.tmin} and {self.tmax} s")
-        if not self.lambdas or min(self.lambdas) <= 0 or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
+        if not self.lambdas or not all(0 < v < np.inf for v in self.lambdas) or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
         if self.folds < 3: raise ValueError(f"nested cross-validation needs at least 3 folds, got {self.folds}")
 
-# %% ../nbs/88_responses.ipynb #8f811198
+# %% ../nbs/88_responses.ipynb #7af8fbe0
 @dataclass(frozen=True, eq=False)
 class Products:
     "The sums over each trial that the regression needs."
@@ -97,7 +98,7 @@ class Products:
     sample_rate:float # Hz
     lags:ndarray      # (lags,), samples
 
-# %% ../nbs/88_responses.ipynb #dcb5a865
+# %% ../nbs/88_responses.ipynb #0eaccbe4
 def trial_products(
     features:list,      # (samples, features) of each trial
     eeg:list,           # (samples, channels) of each trial
@@ -113,7 +114,7 @@ def trial_products(
     each = lambda trials, power: np.stack([(t**power).sum(0) for t in trials])
     return Products(xx, xy, each(eeg, 2), each(features, 2), each(features, 1), sample_rate, np.array(lags))
 
-# %% ../nbs/88_responses.ipynb #86469c21
+# %% ../nbs/88_responses.ipynb #c71ae33d
 def check_trials(
     features:list,  # (samples, features) of each trial
     eeg:list,       # (samples, channels) of each trial
@@ -127,11 +128,11 @@ def check_trials(
         if not np.isfinite(x).all(): raise ValueError(f"trial {i}: features that are not finite")
         bad = np.flatnonzero(~np.isfinite(y).all(0))
         if len(bad): raise ValueError(f"trial {i}: EEG channels {bad.tolist()} have values that are not finite")
-        flat = np.flatnonzero(np.ptp(y, 0) == 0)
+        flat = np.flatnonzero(np.ptp(y, 0) <= 1e-10*np.abs(y).max(0))
         if len(flat): raise ValueError(f"trial {i}: EEG channels {flat.tolist()} are flat")
     return features, eeg
 
-# %% ../nbs/88_responses.ipynb #052da55e
+# %% ../nbs/88_responses.ipynb #93e2f26e
 def trained_weights(
     products:Products,
     train:ndarray,     # indices of the training trials
@@ -146,7 +147,7 @@ def trained_weights(
     xx, xy = products.xx[train].mean(0)/x/x[:, None], products.xy[train].mean(0)/x[:, None]/y
     return np.stack([fit_weights_with_covariance_matrices(xx, xy, products.sample_rate, lam) for lam in lambdas]), x
 
-# %% ../nbs/88_responses.ipynb #4436a401
+# %% ../nbs/88_responses.ipynb #daf5621e
 def prediction_correlation(
     products:Products,
     trial:int,
@@ -162,7 +163,7 @@ def prediction_correlation(
     varies = (predicted > 1e-12*np.maximum((w**2).sum(-2), 1e-300)) & (recorded > 0)
     return np.where(varies, both/np.sqrt(np.where(varies, predicted*recorded, 1)), 0)
 
-# %% ../nbs/88_responses.ipynb #bed69e69
+# %% ../nbs/88_responses.ipynb #5ba129bf
 @dataclass(frozen=True, eq=False)
 class Response:
     "Response functions, and how well they predict EEG they were not estimated from."
@@ -176,41 +177,39 @@ class Response:
         "The mean over trials, then over channels."
         return float(self.r.mean())
 
-# %% ../nbs/88_responses.ipynb #deecc8bf
+# %% ../nbs/88_responses.ipynb #4238b6f9
 def nested_response(
     products:Products,
     options:TRFOptions,
 )->Response:
     "Nested cross-validation over trials. Warns where the best lambda ends the grid."
-    trials, folds = len(products.xx), min(options.folds, len(products.xx))
-    parts = np.array_split(np.arange(trials), folds)
-    r, chosen, found = np.zeros(products.yy.shape), [], []
-    for test in parts:
-        train = np.setdiff1d(np.arange(trials), test)
-        best = int(np.argmax(inner_scores(products, train, folds - 1, options.lambdas)))
-        (weights,), scale = trained_weights(products, train, (options.lambdas[best],))
+    parts = np.array_split(np.arange(len(products.xx)), min(options.folds, len(products.xx)))
+    r, found = np.zeros(products.yy.shape), []
+    chosen = validation_scores(products, parts, options.lambdas).argmax(1).tolist()
+    for test, best in zip(parts, chosen):
+        (weights,), scale = trained_weights(products, np.setdiff1d(np.concatenate(parts), test), (options.lambdas[best],))
         for trial in test: r[trial] = prediction_correlation(products, trial, weights, scale)
-        chosen.append(best); found.append(weights[1:])
+        found.append(weights[1:])
     warn_of_edges(chosen, options.lambdas)
     weights = np.mean(found, 0).reshape(len(products.sums[0]), len(products.lags), -1, order="F")
     return Response(r, weights, products.lags/products.sample_rate, np.array(options.lambdas)[chosen])
 
-# %% ../nbs/88_responses.ipynb #b51f4afd
-def inner_scores(
+# %% ../nbs/88_responses.ipynb #f3e51a28
+def validation_scores(
     products:Products,
-    train:ndarray,   # indices of the trials that may be used
-    folds:int,
+    parts:list,      # indices of the trials of each fold
     lambdas:tuple,
-)->ndarray:          # (lambdas,), mean correlation over validation trials and channels
-    "How well each lambda does in cross-validation among the training trials."
-    scores = np.zeros(len(lambdas))
-    for part in np.array_split(train, min(folds, len(train))):
-        rest = np.setdiff1d(train, part)
-        weights, scale = trained_weights(products, rest, lambdas)
-        for trial in part: scores += prediction_correlation(products, trial, weights, scale).mean(-1)
-    return scores/len(train)
+)->ndarray:          # (folds, lambdas), for each fold that is to be tested: mean correlation over channels, added over all other trials
+    "How well each lambda does in cross-validation among the trials of the other folds."
+    scores, everyone = np.zeros((len(parts), len(lambdas))), np.concatenate(parts)
+    for i, one in enumerate(parts):
+        for j, other in enumerate(parts[:i]):
+            weights, scale = trained_weights(products, np.setdiff1d(everyone, np.concatenate([one, other])), lambdas)
+            for tested, validated in ((i, other), (j, one)):
+                for trial in validated: scores[tested] += prediction_correlation(products, trial, weights, scale).mean(-1)
+    return scores
 
-# %% ../nbs/88_responses.ipynb #6197b916
+# %% ../nbs/88_responses.ipynb #85753b40
 def warn_of_edges(
     chosen:list,    # index of the best lambda of each fold
     lambdas:tuple,
@@ -221,7 +220,7 @@ def warn_of_edges(
         if times and len(lambdas) > 1:
             warnings.warn(f"in {times} of {len(chosen)} folds the best lambda is {lambdas[edge]:g}, the {name} of the grid: widen it", stacklevel=3)
 
-# %% ../nbs/88_responses.ipynb #f1fccf17
+# %% ../nbs/88_responses.ipynb #d2b3a32d
 @dataclass(frozen=True, eq=False)
 class NoteFeature:
     "A value for each note of each trial, such as its surprisal."
@@ -242,7 +241,7 @@ class NoteFeature:
         "The values shuffled among the notes of each trial."
         return NoteFeature(self.onsets, [rng.permutation(v) for v in self.values], self.name)
 
-# %% ../nbs/88_responses.ipynb #0734b027
+# %% ../nbs/88_responses.ipynb #d0e94f15
 @dataclass(frozen=True, eq=False)
 class Gain:
     "What a feature adds to the prediction of one participant's EEG."
@@ -254,7 +253,7 @@ class Gain:
     without:Response    # the model without the feature
     with_it:Response    # the model with the feature, the last of its weights
 
-# %% ../nbs/88_responses.ipynb #f00bbd66
+# %% ../nbs/88_responses.ipynb #fb23d54d
 def feature_gain(
     base:list,              # (samples, features) of each trial: what the model knows in any case, onsets at least
     feature:NoteFeature,    # what is tested
@@ -264,7 +263,9 @@ def feature_gain(
     shuffles:int=100,       # for the null
     seed:int=0,
 )->Gain:
-    "Nested cross-validation with a feature, without it, and with it shuffled. Warns where the best lambda ends the grid."
+    "Nested cross-validation with a feature, without it, and with it shuffled. Warns where the best lambda ends the grid. Raises ValueError as `check_trials`."
+    if not len(base) == len(feature.onsets) == len(feature.values) == len(eeg): raise ValueError(f"{len(base)} trials of features and {len(feature.onsets)} of notes, but {len(eeg)} of EEG")
+    if shuffles < 0: raise ValueError(f"there must be 0 shuffles or more, got {shuffles}")
     lengths, rng = list(map(len, eeg)), np.random.default_rng(seed)
     fit = lambda features: nested_response(trial_products(features, eeg, sample_rate, options), options)
     joined = lambda f: fit([np.hstack([b, x]) for b, x in zip(base, f.as_impulses(lengths, sample_rate), strict=True)])
@@ -276,7 +277,21 @@ def feature_gain(
     p = (1 + int((null >= gain).sum()))/(1 + shuffles)
     return Gain(gain, (with_it.r - without.r).mean(0), p, float(effect), null, without, with_it)
 
-# %% ../nbs/88_responses.ipynb #40911e9c
+# %% ../nbs/88_responses.ipynb #57a6f336
+def read_notes(
+    onset:list,          # (samples, 1) of each trial: 0 where no note begins
+    value:list|None,     # (samples, 1) of each trial: what is to be read at the onsets; None: nothing
+    sample_rate:float,   # Hz
+    name:str="IC",
+)->NoteFeature:          # with values of 1 if there is nothing to be read
+    "The notes that impulses stand for. Raises ValueError if a trial has no onsets."
+    at = [np.flatnonzero(np.asarray(t).reshape(len(t), -1).any(1)) for t in onset]
+    empty = [i for i, a in enumerate(at) if not len(a)]
+    if empty: raise ValueError(f"no onsets in trials {empty}")
+    values = [np.ones(len(a)) if value is None else np.asarray(value[i], float).reshape(len(value[i]), -1)[a, 0] for i, a in enumerate(at)]
+    return NoteFeature([a/sample_rate for a in at], values, name)
+
+# %% ../nbs/88_responses.ipynb #f8d16702
 @dataclass(frozen=True)
 class GroupGain:
     "What a feature adds, over participants."

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
 from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
-                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_mat, read_npz, resample_trials, simulate_eeg, write_cnd,
+                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_mat, read_npz, resample_stimulus, resample_trials, simulate_eeg, write_cnd,
                                   write_mat, write_npz)
 from latentalign.responses import (Gain, NoteFeature, Response, TRFOptions, check_trials, envelope, feature_gain, group_gain, held_frames, impulses,
                                    nested_response, prediction_correlation, spectral_flux, trained_weights, trial_products)
@@ -109,13 +109,14 @@ def test_a_grid_that_ends_at_the_best_value_is_told():
     (lambda x, y: (x, y[:3]), "4 trials of features, but 3 of EEG"), (lambda x, y: (x[:2], y[:2]), "at least 3 trials, got 2"),
     (lambda x, y: ([x[0][:-1], *x[1:]], y), "trial 0: 99 samples of features, but 100"), (lambda x, y: ([x[0]*np.nan, *x[1:]], y), "trial 0: features that are not finite"),
     (lambda x, y: (x, [y[0], np.where(np.arange(3) == 1, np.nan, y[1]), *y[2:]]), r"trial 1: EEG channels \[1\] have values that are not finite"),
-    (lambda x, y: (x, [*y[:2], y[2]*[1, 1, 0], y[3]]), r"trial 2: EEG channels \[2\] are flat")])
+    (lambda x, y: (x, [*y[:2], y[2]*[1, 1, 0], y[3]]), r"trial 2: EEG channels \[2\] are flat"),
+    (lambda x, y: (x, [*y[:2], y[2]*[1, 1e-13, 1] + 5, y[3]]), r"trial 2: EEG channels \[1\] are flat")])
 def test_bad_trials_are_named(change, word):
     rng = np.random.default_rng(4)
     with pytest.raises(ValueError, match=word): check_trials(*change([rng.standard_normal((100, 1)) for _ in range(4)], [rng.standard_normal((100, 3)) for _ in range(4)]))
 
 def test_bad_options():
-    for wrong, word in ((dict(tmin=.6, tmax=.1), "first lag"), (dict(lambdas=(1., .1)), "rising"), (dict(lambdas=()), "positive"), (dict(lambdas=(0.,)), "positive"), (dict(folds=2), "3 folds")):
+    for wrong, word in ((dict(tmin=.6, tmax=.1), "first lag"), (dict(lambdas=(1., .1)), "rising"), (dict(lambdas=()), "positive"), (dict(lambdas=(0.,)), "positive"), (dict(lambdas=(np.nan,)), "positive"), (dict(folds=2), "3 folds")):
         with pytest.raises(ValueError, match=word): TRFOptions(**wrong)
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="too short for lags"): trial_products([rng.standard_normal((9, 1))]*3, [rng.standard_normal((9, 1))]*3, RATE, TRFOptions())
@@ -134,6 +135,11 @@ def test_an_effect_is_found_and_p_is_the_share_of_shuffles():
     found, = gains({name: RESPONSES[name] for name in ("onset", "IC")}, -3, 1)
     assert found.p == 1/20 and found.gain > found.null.max() and found.effect > 3 and found.channels.shape == (2,) and found.with_it.weights.shape[0] == 2
     assert found.gain == pytest.approx(found.with_it.mean_r - found.without.mean_r) == pytest.approx(found.channels.mean())
+
+def test_trials_of_notes_must_match():
+    x, note = [np.random.default_rng(k).standard_normal((100, 1)) for k in range(3)], NoteFeature([[1.]]*3, [[1.]]*3)
+    for base, feature, shuffles, word in ((x[:2], note, 1, "2 trials of features and 3 of notes, but 3"), (x, NoteFeature([[1.]]*2, [[1.]]*2), 1, "2 of notes"), (x, note, -1, "got -1")):
+        with pytest.raises(ValueError, match=word): feature_gain(base, feature, x, RATE, shuffles=shuffles)
 
 def test_without_an_effect_p_values_are_uniform():
     p = np.sort([g.p for g in gains({"onset": RESPONSES["onset"]}, -10, 40)])
@@ -154,6 +160,11 @@ def test_shuffling_keeps_trials_and_values():
 
 def test_detection_power():
     assert detection_power(0.) == pytest.approx(.05) and detection_power(1.6449) == pytest.approx(.5, abs=1e-4) and detection_power(1., 4.) == pytest.approx(detection_power(2.))
+    for n in (19, 99): assert detection_power(0., shuffles=n) == pytest.approx(.05)
+    rng = np.random.default_rng(0)
+    gains, shuffled = 2 + rng.standard_normal(20000), np.sort(rng.standard_normal((20000, 39)))
+    assert detection_power(2., shuffles=39) == pytest.approx(np.mean(gains > shuffled[:, -2]), abs=.012)  # p = 2/40 at most: one shuffle may be above
+    assert detection_power(9., shuffles=18) == 0 < detection_power(2., shuffles=19) < detection_power(2., shuffles=99) < detection_power(2.)
 
 
 # recordings
@@ -166,20 +177,24 @@ def test_bad_recordings_are_named(trials):
                       ([trials[0], trials[1][:, :3]], "different numbers of channels"), ([t[:, 0] for t in trials], "shape")):
         with pytest.raises(ValueError, match=word): Recording(bad, 64, names if bad is nan or bad is flat else ())
     with pytest.raises(ValueError, match="4 channels, but 2 names"): Recording(trials, 64, ("Fz", "Cz"))
+    with pytest.raises(ValueError, match="4 channels, but 3 positions"): Recording(trials, 64, positions=np.ones((3, 3)))
+    with pytest.raises(ValueError, match="3 trials, but an order of 2"): Recording(trials, 64, order=(1, 2))
+    for mastoids in (trials[:2], [t[:100] for t in trials]):
+        with pytest.raises(ValueError, match="mastoids of other trials or lengths"): Recording(trials, 64, mastoids=mastoids)
     with pytest.raises(ValueError, match="0 Hz"): Recording(trials, 0)
 
 def test_alignment_and_its_errors(trials):
-    one = Recording(trials, 64., name="anna")
+    one = Recording(trials, 64., name="listener")
     heard = Stimulus({"onset": [np.ones((len(t) + 10, 1)) for t in trials], "other": [np.ones((len(t) - 5, 1)) for t in trials]}, 64.)
     stimulus, cut = align(heard, one)
     assert all(len(t) == len(u) == len(f) == len(v) - 5 for t, u, f, v in zip(cut.trials, stimulus.features["onset"], stimulus.features["other"], trials))
     short = replace(heard, features={"onset": [np.ones((100, 1))]*3})
-    with pytest.raises(ValueError, match="trial 0: the stimulus lasts 1.56 s, shorter than the 5.00 s of anna"): align(short, one)
+    with pytest.raises(ValueError, match="trial 0: the stimulus lasts 1.56 s, shorter than the 5.00 s of listener"): align(short, one)
     assert [len(t) for t in align(short, one, None)[1].trials] == [100]*3
     with pytest.raises(ValueError, match="longer than"): align(replace(heard, features={"onset": [np.ones((999, 1))]*3}), one)
     with pytest.raises(ValueError, match="another order"): align(replace(heard, features={"onset": heard.features["onset"][::-1]}), one, .5)
     with pytest.raises(ValueError, match="3 trials, but the stimulus {'onset': 2}"): align(replace(heard, features={"onset": heard.features["onset"][:2]}), one)
-    with pytest.raises(ValueError, match="32 Hz, but anna 64 Hz"): align(replace(heard, sample_rate=32.), one)
+    with pytest.raises(ValueError, match="32 Hz, but listener 64 Hz"): align(replace(heard, sample_rate=32.), one)
 
 @pytest.mark.parametrize("before, after", [(512, 64), (500, 64), (64, 512), (44100, 64)])
 def test_resampling_keeps_a_slow_sine(before, after):
@@ -188,6 +203,11 @@ def test_resampling_keeps_a_slow_sine(before, after):
     assert abs(len(got) - len(want)) <= 1 and np.abs(got[after:-after] - want[after:len(got) - after]).max() < .01
     for bad in (0, -64):
         with pytest.raises(ValueError, match="positive"): resample_trials([sine(64)], 64, bad)
+
+def test_impulses_stay_impulses():
+    events = np.zeros((640, 1)); events[[10, 100, 639]] = [[1], [2], [3]]
+    slow = resample_stimulus(Stimulus({"onset": [events]}, 64), 32).features["onset"][0]
+    assert len(slow) == 320 and slow[[5, 50, 319], 0].tolist() == [1, 2, 3] and slow.sum() == 6
 
 def test_preparation():
     t = np.arange(512*20)/512
@@ -249,8 +269,12 @@ def test_what_is_no_cnd_is_told(tmp_path, people, heard):
     with pytest.raises(ValueError, match="no struct eeg or neural with fs"): read_cnd(tmp_path)
     write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=people[0].trials[0])))
     with pytest.raises(ValueError, match="must be a cell"): read_cnd(tmp_path)
-    (folder/"dataSub2.mat").write_bytes(b"nothing"*100)
-    with pytest.raises(ValueError, match="no Matlab file"): read_cnd(tmp_path)
+    for junk in (b"nothing"*100, b"junk", b""):
+        (folder/"dataSub2.mat").write_bytes(junk)
+        with pytest.raises(ValueError, match="no Matlab file"): read_cnd(tmp_path)
+    write_mat(folder/"dataSub2.mat", {}, "7.3")
+    (folder/"dataSub2.mat").write_bytes((folder/"dataSub2.mat").read_bytes()[:600])
+    with pytest.raises(ValueError, match="dataSub2.mat is damaged"): read_cnd(tmp_path)
     (folder/"dataStim.mat").rename(folder/"dataStim1.mat")
     with pytest.raises(ValueError, match="neither dataStim.mat nor dataStim2.mat"): read_cnd(tmp_path)
     with pytest.raises(ValueError, match="no such file"): read_mat(tmp_path/"none.mat")
@@ -270,6 +294,9 @@ def test_npz_there_and_back(tmp_path, people, heard):
         assert all(np.array_equal(a, b) for k in heard.features for a, b in zip(stimulus.features[k], heard.features[k], strict=True))
     np.savez(tmp_path/"b.npz", a=1)
     with pytest.raises(ValueError, match="not written by write_npz"): read_npz(tmp_path/"b.npz")
+    for junk in (b"", b"junk", (tmp_path/"a.npz").read_bytes()[:200]):
+        (tmp_path/"b.npz").write_bytes(junk)
+        with pytest.raises(ValueError, match="b.npz was not written by write_npz"): read_npz(tmp_path/"b.npz")
 
 def bids(root, data, rate):
     "A small BIDS data set in BrainVision format, written by hand: (samples, channels) in µV, two trials of three seconds."
@@ -326,8 +353,55 @@ def test_signal_to_noise_ratio_and_seeds():
     assert np.array_equal(many[0].trials[0], one[0].trials[0]) and not np.array_equal(many[0].trials[0], many[1].trials[0])
     assert not np.array_equal(one[0].trials[0], simulate_eeg(stimulus, told, seed=1)[0].trials[0])
     with pytest.raises(ValueError, match="no feature envelope; the stimulus has onset, IC"): simulate_eeg(stimulus, RESPONSES)
+    for nobody in (dict(participants=0), dict(channels=0)):
+        with pytest.raises(ValueError, match="participants and channels"): simulate_eeg(stimulus, told, **nobody)
 
 def test_heads_are_round():
     places = head_positions(64)
     assert np.allclose(np.linalg.norm(places, axis=1), 1) and (places[:, 2] > 0).all() and np.linalg.norm(places[:, None] - places + 9*np.eye(64)[..., None], axis=2).min() > .1
     assert np.allclose(flat_positions(np.array([[0, 0, 9.], [2, 0, 0], [0, 1, 1]])), [[0, 0], [1, 0], [0, .5]])
+
+
+# the notebook
+
+TOP = Path(__file__).resolve().parent.parent
+
+def run_notebook(folder, **parameters):
+    "The notebook through papermill; returns its report."
+    import papermill
+    with quiet(): papermill.execute_notebook(TOP/"nbs/evaluate_eeg.ipynb", folder/"evaluate_eeg.ipynb", parameters | {"out": str(folder/"out")}, progress_bar=False, cwd=TOP, kernel_name="python3")
+    return json.loads((folder/"out/report.json").read_text())
+
+def test_the_notebook_finds_what_the_simulator_put_in(tmp_path):
+    report = run_notebook(tmp_path, participants=2, minutes=3., shuffles=9, channels=3, snr_db=-6., levels="0.4", lambdas="1e-2,1,100", folds=3, power_minutes="")
+    gain = {r["variant"]: r["gain"] for r in report["rows"]}
+    assert gain["IDyOM"] > gain["good"] > gain["poor"] and next(r for r in report["rows"] if r["variant"] == "IDyOM")["p"] == .1
+    assert {p.name for p in (tmp_path/"out").iterdir()} >= {"gain.png", "kernels.png", "report.json"}
+
+def test_the_notebook_reads_cnd_and_tables(tmp_path):
+    "Surprisal in the data set (IC_true is answered) and in tables (false: of other notes)."
+    rng = np.random.default_rng(0)
+    stimulus, ic = notes(3, 3)
+    wrote = Stimulus({"onset": stimulus.features["onset"], "IC_true": stimulus.features["IC"]}, RATE)
+    write_cnd(tmp_path, wrote, simulate_eeg(stimulus, {k: RESPONSES[k] for k in ("onset", "IC")}, -3, 1, 4), "7.3")
+    (tmp_path/"tables").mkdir()
+    for trial, onsets in enumerate(ic.onsets):
+        ends = np.arange(1, round(onsets[-1]*10) + 20)/10
+        np.savetxt(tmp_path/f"tables/{trial + 1}.csv", np.stack([ends, rng.gamma(2, 1, len(ends))], 1), delimiter=",", header="Time,IC_0.3", comments="")
+    report = run_notebook(tmp_path, data=str(tmp_path), tables=f"false={tmp_path/'tables'}", shuffles=9, lambdas="1e-2,1,100", folds=3, sample_rate=float(RATE))
+    rows = {r["variant"]: r for r in report["rows"]}
+    assert rows["IC_true"]["p"] == .1 and rows["IC_true"]["gain"] > .02 > rows["false"]["gain"] and rows["false"]["noise_level"] == .3 and report["settings"]["base"] == ["onset"]
+
+def test_the_notebook_lets_a_model_hear_what_the_simulated_brain_hears(tmp_path):
+    "A surprisal model with random weights: every number is there, and means nothing."
+    import torch
+    from latentalign import Autoencoder
+    from latentalign.autoencoder import fingerprint
+    from latentalign.sequence import SequenceConfig
+    from latentalign.surprisal import Surprisal, SurprisalConfig
+    torch.manual_seed(0)
+    encoder = Autoencoder.from_pretrained("m2l-tiny")
+    sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
+    Surprisal(SurprisalConfig(sizes, "m2l-tiny", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(tmp_path/"model")
+    report = run_notebook(tmp_path, models=f"untrained={tmp_path/'model'}", participants=1, minutes=1., shuffles=2, channels=2, levels="0,0.5", lambdas="1e-2,1,100", folds=3, power_minutes="")
+    assert [(r["variant"], r["noise_level"]) for r in report["rows"]] == [("IDyOM", None), ("untrained", 0.), ("untrained", .5)] and all(np.isfinite(r["gain"]) for r in report["rows"])

@@ -1,11 +1,12 @@
 "Melodies, prediction by partial matching, and the expectation model: figures of other programs, a naive model, bad input."
-import math, warnings
+import json, math, warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pytest
 from latentalign.expectation import (COMBINATIONS, MODES, Agreement, ExpectationModel, agreement, combine, correlation, encoder_delay, frames_to_notes,
-                                     notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
-from latentalign.melodies import (VIEWPOINTS, Melody, corpus_melodies, estimate_tonic, read_idyom, read_melody, read_midi, read_score, single_line, to_ticks,
+                                     interval, notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table)
+from latentalign.melodies import (READERS, VIEWPOINTS, Melody, corpus_melodies, estimate_tonic, read_idyom, read_melody, read_midi, read_score, single_line, to_ticks,
                                   view_melody, viewpoint)
 from latentalign.ppm import END, ESCAPES, LONG_TERM, PPM, SHORT_TERM, SMOOTHINGS, ContextTree, predict, sequence_probabilities, states
 
@@ -163,7 +164,7 @@ def test_a_constant_sequence_costs_no_square():
     tree.learn([7]*300)
     assert states(tree, [7]*300)[1] is False and len(states(tree, [7]*10)[0]) == 11  # the end follows 7 too: never certain
 
-@pytest.mark.parametrize("wrong, word", [(dict(escape="E"), "AX"), (dict(smoothing="kneser"), "back-off"), (dict(order_bound=-1), "-1")])
+@pytest.mark.parametrize("wrong, word", [(dict(escape="E"), "AX"), (dict(smoothing="kneser"), "back-off"), (dict(order_bound=-1), "-1"), (dict(order_bound=1.5), "1.5")])
 def test_unknown_settings_of_ppm_are_named(wrong, word):
     with pytest.raises(ValueError, match=word): PPM(**wrong)
 
@@ -304,14 +305,27 @@ def test_listening_changes_nothing_and_learning_does():
 
 @pytest.mark.parametrize("wrong, word", [
     (dict(mode="all"), "both+"), (dict(combination="harmonic"), "arithmetic"), (dict(targets=("onset",)), "ioi"), (dict(viewpoints=("cpitch", "chord")), "cpintfref"),
-    (dict(viewpoints=("dur",)), "dur"), (dict(viewpoints=("cpitch",), targets=("cpitch", "dur")), "'dur'"), (dict(viewpoints=()), "viewpoint"), (dict(viewpoints=("cpint*",)), "known")])
+    (dict(viewpoints=("dur",)), "dur"), (dict(viewpoints=("cpitch",), targets=("cpitch", "dur")), "'dur'"), (dict(viewpoints=()), "viewpoint"), (dict(viewpoints=("cpint*",)), "known"),
+    (dict(viewpoints=("cpitch", "cpint", "cpint")), "twice: cpitch, cpint, cpint"), (dict(model_bias=math.nan), "nan")])
 def test_unknown_names_of_the_model_are_told(wrong, word):
     with pytest.raises(ValueError, match=word.replace("+", r"\+")): ExpectationModel(**wrong)
 
 def test_empty_corpora_and_impossible_folds():
     with pytest.raises(ValueError, match="no melodies"): ExpectationModel().fit([])
-    for folds in (1, 4):
+    assert len(ExpectationModel().fit(CORPUS[0]).learn(HEARD).melodies) == 2  # one melody need not be put into a list
+    for folds in (1, 4, 2.5):
         with pytest.raises(ValueError, match=f"3 melodies.*{folds} folds"): ExpectationModel().fit(CORPUS).cross_validate(folds)
+
+def test_an_interrupted_listener_is_what_it_was(monkeypatch):
+    model = ExpectationModel(("cpitch", "cpint")).fit(CORPUS)
+    before, folds = model.information_content(HEARD).ic, [e.ic for e in model.cross_validate(3)]
+    def interrupt(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr("latentalign.expectation.weigh_up", interrupt)
+        for do in (lambda: model.information_content([HEARD, HEARD]), lambda: model.cross_validate(3)):
+            with pytest.raises(KeyboardInterrupt): do()
+    assert np.array_equal(model.information_content(HEARD).ic, before) and all(np.array_equal(a, b.ic) for a, b in zip(folds, model.cross_validate(3)))
+    with pytest.raises(ValueError, match="no note has a value of ioi"): ExpectationModel(("ioi",), "ioi", mode="stm").information_content(tune([60]))
 
 def test_an_alphabet_of_one_and_combinations_of_nothing():
     assert ExpectationModel().fit([tune([60, 60])]).information_content(tune([60, 60, 60])).ic.tolist() == [0, 0, 0]
@@ -326,6 +340,10 @@ def test_bad_melodies_say_what_and_where():
     with pytest.raises(ValueError, match="2.5 quarters from the beginning"): Melody([0, 2, 2.5], [1, 2, 1], [60, 62, 64])
     with pytest.raises(ValueError, match="12"): Melody([0], [1], [60], tonic=12)
     with pytest.raises(ValueError, match="not finite"): Melody([0, math.inf], [1, 1], [60, 61])
+    with pytest.raises(ValueError, match="whole MIDI numbers, got 60.5"): Melody([0, 1], [1, 1], [61, 60.5])
+    for pause in (0, -1):
+        with pytest.raises(ValueError, match=f"duration {pause} at bar 1, beat 2"): Melody([0, 1], [1, pause], [60, 61], bar=4.)
+    with pytest.raises(ValueError, match=r"2 pitches, but.*\(1,\)"): Melody([0, 1], [1], [60, 61])
     with pytest.raises(ValueError, match="polyphonic"): Melody([1, 0], [1, 1], [60, 61])
 
 def test_unknown_viewpoints_list_the_known():
@@ -376,6 +394,13 @@ def test_midi_there_and_its_troubles(tmp_path):
     with pytest.raises(ValueError, match="unknown kind"): read_melody(midi(tmp_path/"f.mid", LINE).rename(tmp_path/"f.txt"))
     with pytest.raises(ValueError, match="no such file"): read_melody(tmp_path/"none.mid")
 
+@pytest.mark.parametrize("suffix", READERS)
+def test_files_that_are_damaged(tmp_path, suffix):
+    path = tmp_path/f"a{suffix}"
+    for content in (b"", b"hello", midi(tmp_path/"whole.mid", LINE).read_bytes()[:30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.*(cannot be read|no notes)"): read_melody(path)
+
 KERN = "**kern\n*k[f#]\n*G:\n*M3/4\n=1-\n4d\n=2\n4g\n4a\n[4b\n=3\n4b]\n8a\n8g\n4r\n==\n*-\n"
 
 def test_kern_there_and_its_troubles(tmp_path):
@@ -416,6 +441,9 @@ def test_tables_of_idyom(tmp_path):
     for text in ("", IDYOM.splitlines()[0] + "\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match="no column|no notes"): read_idyom(path)
+    path.write_text(IDYOM.replace("3 12 24", "3 0 24"))
+    with pytest.raises(ValueError, match="'chor 001' has a note without duration, at 1 quarters"): read_idyom(path)
+    with pytest.raises(ValueError, match="no such file"): read_idyom(tmp_path/"none.dat")
 
 def test_the_corpus_parts_pieces_like_the_scores():
     from latentalign.scores import load_scores, split_pieces
@@ -457,17 +485,112 @@ def test_agreement_over_pieces():
     assert isinstance(found, Agreement) and found.low < found.pooled < found.high and found.notes == 320 and len(found.pieces) == 8
     assert found.pooled == pytest.approx(correlation(*(np.concatenate(p) for p in list(zip(*pieces))[:2]), "spearman", np.concatenate([p[2] for p in pieces])))
     assert np.isnan(agreement(pieces[:1]).low)
-    with pytest.raises(ValueError, match="no pieces"): agreement([])
+    assert found.drawn.shape == found.drawn_mean.shape == (100,) and found.mean == pytest.approx(found.pieces.mean()) and interval(found.drawn) == (found.low, found.high)
+    with pytest.raises(ValueError, match="pieces to compare.*got 0"): agreement([])
+    with pytest.raises(ValueError, match="got 8 and 3"): agreement(pieces, groups=[1, 2, 3])
+
+def test_sounds_of_one_melody_are_drawn_together():
+    "A piece counted twice says no more than once; all in one group leave nothing to draw."
+    rng = np.random.default_rng(1)
+    pieces = [(x, x + rng.standard_normal(30)) for x in rng.standard_normal((6, 30))]
+    once, twice = agreement(pieces), agreement([p for p in pieces for _ in range(2)], groups=[i for i in range(6) for _ in range(2)])
+    assert (once.low, once.high) == pytest.approx((twice.low, twice.high), abs=1e-6) and once.drawn_mean == pytest.approx(twice.drawn_mean)
+    assert np.isnan(agreement(pieces, groups=[0]*6).low) and np.isnan(interval(np.array([np.nan]))).all()
+    silent = agreement([*pieces, (np.ones(5), np.arange(5.))])  # one piece without a correlation
+    assert np.isnan(silent.pieces[-1]) and np.isfinite([silent.mean, *silent.drawn_mean]).all()
 
 def test_tables_of_surprisal(tmp_path):
     path = tmp_path/"a.csv"
     path.write_text("Time,IC_0.0,IC_0.3\n0.1,1.5,\n0.2,nan,2\n")
     ends, ic = read_ic_table(path)
     assert ends.tolist() == [.1, .2] and list(ic) == [0., .3] and np.isnan(ic[0.][1]) and ic[.3][1] == 2
-    for text, word in (("", "not Time"), ("Time,x\n1,2\n", "not Time"), ("Time,IC_0.0\n1\n", "lengths"), ("Time,IC_0.0\n1,a\n", "numbers")):
+    for text, word in (("", "not Time"), ("Time,x\n1,2\n", "not Time"), ("Time,IC_0.0\n1\n", "lengths"), ("Time,IC_0.0\n1,a\n", "numbers"), ("Time,IC_low\n1,2\n", "noise levels")):
         path.write_text(text)
         with pytest.raises(ValueError, match=word): read_ic_table(path)
+    with pytest.raises(ValueError, match="no such file"): read_ic_table(tmp_path/"none.csv")
 
 def test_loudness():
     wave = np.concatenate([np.full(1000, .1), np.ones(1000)])
     assert np.allclose(onset_loudness(wave, 1000, [0, .99, 1, 1.999], .01), [-20, -20, 0, 0], atol=1e-6) and np.isnan(onset_loudness(wave, 1000, [-.5, 3])).all()
+
+
+# sound and the notebook
+
+def test_recordings_need_their_melodies(tmp_path):
+    from latentalign.audio import write_audio
+    from latentalign.expectation import recorded_pairs
+    with pytest.raises(ValueError): recorded_pairs(tmp_path)
+    write_audio(tmp_path/"a.wav", np.full(4410, .1, np.float32), 44100)
+    with pytest.raises(ValueError, match="without a partner: a"): recorded_pairs(tmp_path)
+    midi(tmp_path/"a.mid", LINE)
+    (path, melody), = recorded_pairs(tmp_path)
+    assert path.name == "a.wav" and melody.times is not None
+    (tmp_path/"b").mkdir(); midi(tmp_path/"b/a.mid", LINE)
+    with pytest.raises(ValueError, match="several files of the same name: a"): recorded_pairs(tmp_path)
+    (tmp_path/"b/a.mid").unlink(); (tmp_path/"a.mid").unlink(); (tmp_path/"a.krn").write_text(KERN)
+    with pytest.raises(ValueError, match="without times"): recorded_pairs(tmp_path)
+
+TOP = Path(__file__).resolve().parent.parent
+
+def run_notebook(name, folder, **parameters):
+    "A notebook through papermill; returns its report."
+    import papermill
+    with warnings.catch_warnings(action="ignore"):
+        papermill.execute_notebook(TOP/"nbs"/name, folder/name, parameters | {"out": str(folder/"out")}, progress_bar=False, cwd=TOP, kernel_name="python3")
+    return json.loads((folder/"out"/"report.json").read_text())
+
+def test_the_notebook_tells_a_known_correlation(tmp_path):
+    "Tables of an audio model that knows the symbolic surprisal best at noise level 0.4, one variant better than the other."
+    from latentalign.expectation import play_melody
+    rng, folders = np.random.default_rng(0), {name: tmp_path/name for name in ("aligned", "unaligned")}
+    model = ExpectationModel(("cpitch", "cpint*cpintfref")).fit(corpus_melodies("train") + corpus_melodies("valid"))
+    for melody in corpus_melodies("test"):
+        wave, timed = play_melody(melody[:20], 73)
+        expected, ends = model.information_content(timed).ic, np.arange(1, len(wave)/4410)/10
+        at, z = onset_frames(timed.times, ends), (expected - expected.mean())/expected.std()
+        for (name, folder), best in zip(folders.items(), (.9, .5)):
+            columns = [ends]
+            for level in (0., .4, .8):
+                r, values = best*(1 - 1.5*abs(level - .4)), np.zeros(len(ends))
+                values[at] = r*z + (1 - r*r)**.5*rng.standard_normal(len(z))
+                columns.append(values)
+            folder.mkdir(exist_ok=True)
+            np.savetxt(folder/f"{melody.name}-73.csv", np.stack(columns, 1), delimiter=",", header="Time,IC_0.0,IC_0.4,IC_0.8", comments="")
+    report = run_notebook("evaluate_expectation.ipynb", tmp_path, tables=",".join(f"{k}={v}" for k, v in folders.items()), essen=0, programs="73", notes=20, viewpoints="cpitch,cpint*cpintfref")
+    row = lambda variant, level, kind="pearson": next(r for r in report["rows"] if (r["variant"], r["noise_level"], r["kind"]) == (variant, level, kind))
+    for variant, best in (("aligned", .9), ("unaligned", .5)):
+        for level in (0., .4, .8): assert abs(row(variant, level)["mean"][0] - best*(1 - 1.5*abs(level - .4))) < .15
+        value, low, high = row(variant, .4)["pooled"]
+        assert low < value < high and len(row(variant, .4)["each"]) == report["sounds"] == report["melodies"]
+        found = report["findings"]["levels"][variant]
+        assert found["best"] == .4 and found["best_inside"] > .95 and found["above_clean"][1] > 0
+    difference = {d["noise_level"]: d["pooled"] for d in report["findings"]["variants"]}
+    assert list(difference) == [0., .4, .8] and difference[.4][1] > .2 and (report["findings"]["variants"][0]["one"], report["findings"]["variants"][0]["other"]) == ("aligned", "unaligned")
+    assert (tmp_path/"out/levels.png").stat().st_size > 1000 and (tmp_path/"out/notes.png").exists()
+
+def untrained_surprisal(folder):
+    "A surprisal model with random weights, in a folder."
+    import torch
+    from latentalign import Autoencoder
+    from latentalign.autoencoder import fingerprint
+    from latentalign.sequence import SequenceConfig
+    from latentalign.surprisal import Surprisal, SurprisalConfig
+    torch.manual_seed(0)
+    encoder = Autoencoder.from_pretrained("m2l-tiny")
+    sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
+    Surprisal(SurprisalConfig(sizes, "m2l-tiny", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(folder)
+
+def test_the_notebook_hears_own_recordings_with_a_model(tmp_path):
+    "Three recordings, the MIDI file of one of them names no key; an untrained model agrees with nothing in particular, but every number is there."
+    from latentalign.audio import write_audio
+    from latentalign.expectation import play_melody
+    untrained_surprisal(tmp_path/"model")
+    own = tmp_path/"own"; own.mkdir()
+    for i, melody in enumerate(corpus_melodies("test")[:3]):
+        wave, timed = play_melody(melody[:12], 0)
+        write_audio(own/f"{i}.wav", wave, 44100)
+        midi(own/f"{i}.mid", list(zip(timed.onsets - timed.onsets[0], timed.durations, timed.pitches)), key=(0, 0) if i else None)
+    report = run_notebook("evaluate_expectation.ipynb", tmp_path, models=f"untrained={tmp_path/'model'}", data=str(own), noise_levels="0,0.5", notes=10, essen=0, viewpoints="cpint")
+    assert report["melodies"] == report["sounds"] == 3 and report["settings"]["data"] == "own" and abs(report["settings"]["delay"]["untrained"]) < .2
+    assert len(report["rows"]) == 4 and all(r["notes"] >= 20 and all(-1 <= v <= 1 for key in ("pooled", "mean", "partial") for v in r[key]) for r in report["rows"])
+    assert {p.name for p in (tmp_path/"out/untrained").iterdir()} == {"0.csv", "1.csv", "2.csv", "made.json"}
