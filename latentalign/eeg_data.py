@@ -9,17 +9,16 @@ __all__ = ['REFERENCES', 'VERSIONS', 'RESPONSES', 'Recording', 'check_recording'
            'read_npz', 'read_bids', 'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions',
            'detection_power']
 
-# %% ../nbs/89_eeg_data.ipynb #09ae90ab
+# %% ../nbs/89_eeg_data.ipynb #47fe89ff
 import struct
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from statistics import NormalDist
 from zipfile import BadZipFile
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/89_eeg_data.ipynb #5242e67e
+# %% ../nbs/89_eeg_data.ipynb #e83e66af
 @dataclass(frozen=True, eq=False)
 class Recording:
     "One participant's EEG. Raises ValueError as `check_recording` does."
@@ -38,7 +37,7 @@ class Recording:
         "How long it is."
         return sum(map(len, self.trials))/self.sample_rate/60
 
-# %% ../nbs/89_eeg_data.ipynb #f0bf992a
+# %% ../nbs/89_eeg_data.ipynb #5a6ffcb1
 def check_recording(
     recording:Recording,
 ):
@@ -57,14 +56,14 @@ def check_recording(
         for what, bad in (("values that are not finite", ~np.isfinite(trial).all(0)), ("no signal (flat)", np.ptp(trial, 0) <= 1e-10*np.abs(trial).max(0))):
             if bad.any(): raise ValueError(f"{who}, trial {i}: channels {', '.join(recording.channels[c] if recording.channels else str(c) for c in np.flatnonzero(bad))} have {what}")
 
-# %% ../nbs/89_eeg_data.ipynb #42e25f9e
+# %% ../nbs/89_eeg_data.ipynb #831e4f3d
 @dataclass(frozen=True, eq=False)
 class Stimulus:
     "What was heard, as features at some rate."
     features:dict       # {name: (samples, dimensions) of each trial}
     sample_rate:float   # Hz
 
-# %% ../nbs/89_eeg_data.ipynb #b1b43589
+# %% ../nbs/89_eeg_data.ipynb #c9b29c9e
 def align(
     stimulus:Stimulus,
     recording:Recording,
@@ -88,7 +87,7 @@ def align(
     mastoids = None if recording.mastoids is None else cut(recording.mastoids)
     return replace(stimulus, features={k: cut(v) for k, v in stimulus.features.items()}), replace(recording, trials=cut(recording.trials), mastoids=mastoids)
 
-# %% ../nbs/89_eeg_data.ipynb #21125e1c
+# %% ../nbs/89_eeg_data.ipynb #630181d0
 def resample_trials(
     trials:list,    # (samples, dimensions) of each trial
     before:float,   # Hz
@@ -101,7 +100,7 @@ def resample_trials(
     if ratio == 1: return list(trials)
     return [resample_poly(t, ratio.numerator, ratio.denominator, padtype="line") for t in trials]
 
-# %% ../nbs/89_eeg_data.ipynb #34a260a0
+# %% ../nbs/89_eeg_data.ipynb #094752ac
 def resample_stimulus(
     stimulus:Stimulus,
     sample_rate:float,  # Hz wanted
@@ -117,7 +116,7 @@ def resample_stimulus(
             np.add.at(new, np.minimum(np.round(at*ratio).astype(int), len(new) - 1), old[at])
     return Stimulus(found, sample_rate)
 
-# %% ../nbs/89_eeg_data.ipynb #f62149ec
+# %% ../nbs/89_eeg_data.ipynb #6991648b
 REFERENCES = ("average", "mastoids", "none")
 
 
@@ -140,7 +139,7 @@ def prepare(
         trials = [sosfiltfilt(sos, t, 0) for t in trials]
     return replace(recording, trials=resample_trials(trials, recording.sample_rate, sample_rate), sample_rate=sample_rate, mastoids=None)
 
-# %% ../nbs/89_eeg_data.ipynb #7d220681
+# %% ../nbs/89_eeg_data.ipynb #78dfa4bf
 def is_hdf5(
     path:str|Path,
 )->bool:
@@ -148,7 +147,7 @@ def is_hdf5(
     with open(path, "rb") as file: head = file.read(520)
     return b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520])
 
-# %% ../nbs/89_eeg_data.ipynb #9ee07e97
+# %% ../nbs/89_eeg_data.ipynb #ef6278a7
 def read_mat(
     path:str|Path,
 )->dict:  # {variable: value}
@@ -165,7 +164,7 @@ def read_mat(
     except (MatReadError, ValueError, NotImplementedError, TypeError, OSError) as e: raise ValueError(f"{path} is no Matlab file, or damaged: {e}") from e
     return {k: from_mat5(v) for k, v in found.items() if not k.startswith("__")}
 
-# %% ../nbs/89_eeg_data.ipynb #8e04cd8d
+# %% ../nbs/89_eeg_data.ipynb #8460f3b7
 def from_mat5(
     value:ndarray,  # as scipy gives it
 ):                  # dict, list, object array, str or array
@@ -180,7 +179,7 @@ def from_mat5(
     if value.dtype.kind == "U": return str(value.ravel()[0]) if value.size else ""
     return value
 
-# %% ../nbs/89_eeg_data.ipynb #6eeba6bf
+# %% ../nbs/89_eeg_data.ipynb #e7ed5bfb
 def from_hdf5(
     value,  # h5py dataset or group
     file,   # h5py file
@@ -201,7 +200,7 @@ def from_hdf5(
     for i in np.ndindex(data.shape): cells[i] = from_hdf5(file[data[i]], file)
     return cells
 
-# %% ../nbs/89_eeg_data.ipynb #b73a4be3
+# %% ../nbs/89_eeg_data.ipynb #f1835840
 VERSIONS = ("5", "7.3")
 
 
@@ -222,7 +221,7 @@ def write_mat(
     with open(path, "r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(116) + bytes(8) + struct.pack("<H", 0x0200) + b"IM")
 
-# %% ../nbs/89_eeg_data.ipynb #d9547c37
+# %% ../nbs/89_eeg_data.ipynb #1557332e
 def to_mat5(
     value,  # dict, list of dicts, object array, str or numbers
 ):          # as scipy wants it
@@ -238,7 +237,7 @@ def to_mat5(
         return cells
     return value
 
-# %% ../nbs/89_eeg_data.ipynb #a4eb0f42
+# %% ../nbs/89_eeg_data.ipynb #17c08238
 def to_hdf5(
     group,      # h5py group
     name:str,
@@ -267,7 +266,7 @@ def to_hdf5(
     made.attrs["MATLAB_class"] = np.bytes_(kind)
     return made
 
-# %% ../nbs/89_eeg_data.ipynb #4a563d9f
+# %% ../nbs/89_eeg_data.ipynb #55bbdf5a
 def read_cnd(
     folder:str|Path,  # the data set, or its dataCND
 )->list:              # (Stimulus, Recording) of each participant
@@ -288,7 +287,7 @@ def read_cnd(
         if heard != trials: raise ValueError(f"{path.name} has {trials} trials, but {source.name} {heard}")
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #a72a8992
+# %% ../nbs/89_eeg_data.ipynb #c57d46ce
 def cnd_field(
     variables:dict,
     names:tuple,   # of the struct, either
@@ -301,7 +300,7 @@ def cnd_field(
     if found["data"].dtype != object: raise ValueError(f"{path}: data must be a cell of trials")
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #ef5fbeab
+# %% ../nbs/89_eeg_data.ipynb #49d72be7
 def cnd_stimulus(
     variables:dict,  # of dataStim.mat
     path:Path,       # for messages
@@ -312,7 +311,7 @@ def cnd_stimulus(
     names += [f"feature{i + 1}" for i in range(len(names), len(stim["data"]))]
     return Stimulus({name: [np.asarray(t, float) for t in row] for name, row in zip(names, stim["data"])}, float(np.ravel(stim["fs"])[0]))
 
-# %% ../nbs/89_eeg_data.ipynb #450892aa
+# %% ../nbs/89_eeg_data.ipynb #48c7bd89
 def cnd_recording(
     variables:dict,  # of dataSubN.mat
     path:Path,       # for messages
@@ -331,7 +330,7 @@ def cnd_recording(
                      np.array([[float(np.ravel(p[axis])[0]) for axis in "YXZ"] for p in places])*[-1, 1, 1] if known else None, mastoids,
                      tuple(np.ravel(eeg["origTrialPosition"]).astype(int).tolist()) if np.size(eeg.get("origTrialPosition", ())) else None, path.stem)
 
-# %% ../nbs/89_eeg_data.ipynb #a63a2746
+# %% ../nbs/89_eeg_data.ipynb #abfdcb95
 def write_cnd(
     folder:str|Path,    # the data set; dataCND is made in it
     stimulus:Stimulus,  # what all have heard
@@ -352,7 +351,7 @@ def write_cnd(
             eeg["chanlocs"] = [dict(zip(("labels", "Y", "X", "Z"), (c, *p))) for c, p in zip(recording.channels, places)]
         write_mat(folder/f"dataSub{i + 1}.mat", dict(eeg=eeg), version)
 
-# %% ../nbs/89_eeg_data.ipynb #8c44b2d5
+# %% ../nbs/89_eeg_data.ipynb #1baca077
 def cells(
     rows:list,  # of lists of values
 )->ndarray:     # (rows, columns) object array
@@ -362,7 +361,7 @@ def cells(
         for k, value in enumerate(row): made[i, k] = value
     return made
 
-# %% ../nbs/89_eeg_data.ipynb #c441dba1
+# %% ../nbs/89_eeg_data.ipynb #5781cc6b
 def write_npz(
     path:str|Path,
     stimulus:Stimulus,
@@ -376,7 +375,7 @@ def write_npz(
     if recording.order is not None: arrays["order"] = np.array(recording.order)
     np.savez_compressed(path, **arrays)
 
-# %% ../nbs/89_eeg_data.ipynb #efd22be5
+# %% ../nbs/89_eeg_data.ipynb #b21cff25
 def read_npz(
     path:str|Path,
 )->tuple:  # (Stimulus, Recording)
@@ -393,7 +392,7 @@ def read_npz(
     return (Stimulus({n: trials(f"stimulus/{n}/") for n in names}, float(arrays["sample_rates"][0])),
             Recording(trials("eeg/"), float(arrays["sample_rates"][1]), tuple(arrays["channels"].tolist()), arrays.get("positions"), trials("mastoids/") or None, order, str(arrays["name"])))
 
-# %% ../nbs/89_eeg_data.ipynb #6f9e2ad3
+# %% ../nbs/89_eeg_data.ipynb #7d27bdcd
 def read_bids(
     root:str|Path,          # of the BIDS data set
     subject:str,            # its label, without "sub-"
@@ -415,7 +414,7 @@ def read_bids(
     places = np.array([c["loc"][:3] for c in raw.info["chs"]])
     return Recording(cut, float(rate), tuple(raw.ch_names), places if np.isfinite(places).all() and places.any() else None, name=f"sub-{subject}")
 
-# %% ../nbs/89_eeg_data.ipynb #562700db
+# %% ../nbs/89_eeg_data.ipynb #ac603374
 @dataclass(frozen=True)
 class BrainResponse:
     "How a simulated brain answers one feature."
@@ -428,14 +427,14 @@ class BrainResponse:
         "The response function."
         return sum(height*np.exp(-.5*((times - latency)/width)**2) for latency, width, height in self.peaks)
 
-# %% ../nbs/89_eeg_data.ipynb #9599cfcc
+# %% ../nbs/89_eeg_data.ipynb #7facbd6d
 RESPONSES = {  # a negative wave after 100 ms and a positive one after 200 ms at every onset; surprise is answered later and further back
     "onset": BrainResponse(((.1, .02, -1.), (.2, .035, 1.)), (0., .4, .9)),
     "envelope": BrainResponse(((.06, .02, .6), (.15, .03, -.4)), (0., .6, .8)),
     "IC": BrainResponse(((.22, .03, .5), (.4, .05, -1.)), (0., -.4, .9)),
 }
 
-# %% ../nbs/89_eeg_data.ipynb #4d14653b
+# %% ../nbs/89_eeg_data.ipynb #602a7c48
 def head_positions(
     channels:int,
 )->ndarray:  # (channels, 3), unit vectors; x right, y front, z up
@@ -444,7 +443,7 @@ def head_positions(
     z, turn = 1 - .95*i/channels, np.pi*(1 + 5**.5)*i
     return np.stack([np.sqrt(1 - z**2)*np.cos(turn), np.sqrt(1 - z**2)*np.sin(turn), z], 1)
 
-# %% ../nbs/89_eeg_data.ipynb #5a25b3c9
+# %% ../nbs/89_eeg_data.ipynb #606a0b7d
 def pink_noise(
     samples:int,
     channels:int,
@@ -460,7 +459,7 @@ def pink_noise(
     mixing = rng.standard_normal((4, channels))
     return np.sqrt(1 - shared)*coloured(channels) + np.sqrt(shared)*coloured(4) @ (mixing/np.linalg.norm(mixing, axis=0))
 
-# %% ../nbs/89_eeg_data.ipynb #3ed66003
+# %% ../nbs/89_eeg_data.ipynb #b2773852
 def simulate_eeg(
     stimulus:Stimulus,     # features of one dimension, some named as the responses
     responses:dict,        # {feature: `BrainResponse`}, those that the brain answers; RESPONSES has three
@@ -490,7 +489,7 @@ def simulate_eeg(
         found.append(Recording([a + n for a, n in zip(answers, noise)], rate, tuple(f"E{c + 1}" for c in range(channels)), places, name=f"simulated {person + 1}"))
     return found
 
-# %% ../nbs/89_eeg_data.ipynb #774b58f3
+# %% ../nbs/89_eeg_data.ipynb #6a0d2eb3
 def flat_positions(
     positions:ndarray,  # (channels, 3), x right, y front, z up
 )->ndarray:             # (channels, 2), x right, y front; the ears at distance 1
@@ -499,12 +498,16 @@ def flat_positions(
     away, across = np.arccos(np.clip(unit[:, 2:], -1, 1))/(np.pi/2), np.linalg.norm(unit[:, :2], axis=1, keepdims=True)
     return unit[:, :2]/np.maximum(across, 1e-9)*away
 
-# %% ../nbs/89_eeg_data.ipynb #881c800b
+# %% ../nbs/89_eeg_data.ipynb #76d797f6
 def detection_power(
-    effect:float,       # mean effect size (`Gain.effect`) at some length
-    longer:float=1.,    # how many times longer the recording is to be
-    alpha:float=.05,    # significance level, one-sided
-)->float:               # 0 … 1
+    effect:float,            # mean effect size (`Gain.effect`) at some length
+    longer:float=1.,         # how many times longer the recording is to be
+    alpha:float=.05,         # significance level, one-sided
+    shuffles:int|None=None,  # how many there are; None: very many
+)->float:                    # 0 … 1
     "The chance that an effect of surprisal is found in one participant."
-    normal = NormalDist()
-    return normal.cdf(effect*longer**.5 - normal.inv_cdf(1 - alpha))
+    from scipy.stats import binom, norm
+    effect = effect*longer**.5
+    if shuffles is None: return float(norm.cdf(effect - norm.isf(alpha)))
+    z = np.linspace(-9, 9, 2001)
+    return float(norm.pdf(z) @ binom.cdf(int(alpha*(shuffles + 1) + 1e-9) - 1, shuffles, norm.sf(z + effect))*(z[1] - z[0]))

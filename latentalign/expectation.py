@@ -9,7 +9,7 @@ __all__ = ['COMBINATIONS', 'MODES', 'REDUCTIONS', 'CORRELATIONS', 'entropy_bits'
            'encoder_delay', 'ranks', 'correlation', 'Agreement', 'interval', 'agreement', 'onset_loudness',
            'read_ic_table', 'play_melody', 'recorded_pairs', 'HeardMelody', 'agreement_by_level']
 
-# %% ../nbs/87_expectation.ipynb #e2058f20
+# %% ../nbs/87_expectation.ipynb #890ce4ea
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
@@ -17,17 +17,17 @@ from numpy import ndarray
 from .melodies import BASICS, READERS, Melody, Viewpoint, melody_events, read_melody, view_melody, viewpoint
 from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, predict, states
 
-# %% ../nbs/87_expectation.ipynb #c0fa01cf
+# %% ../nbs/87_expectation.ipynb #a09cf784
 COMBINATIONS = ("geometric", "arithmetic")
 
-# %% ../nbs/87_expectation.ipynb #b6edb081
+# %% ../nbs/87_expectation.ipynb #2ebdc5a4
 def entropy_bits(
     p:ndarray,  # (..., symbols), probabilities
 )->ndarray:     # (...,), bits
     "Shannon's entropy."
     return -np.sum(p*np.log2(np.where(p > 0, p, 1)), -1)
 
-# %% ../nbs/87_expectation.ipynb #1204763a
+# %% ../nbs/87_expectation.ipynb #16ac1b5d
 def combine(
     p:ndarray,    # (models, notes, symbols); rows of NaN where a model says nothing
     bias:float,   # 0: all count alike
@@ -44,7 +44,7 @@ def combine(
     total = mixed.sum(-1, keepdims=True)
     return np.where(total > 0, mixed/np.where(total > 0, total, 1), 1/symbols)
 
-# %% ../nbs/87_expectation.ipynb #1519b899
+# %% ../nbs/87_expectation.ipynb #c11cd72c
 def note_options(
     view:Viewpoint,
     target:str,     # the basic attribute that is predicted
@@ -62,7 +62,7 @@ def note_options(
         before = now
     return found
 
-# %% ../nbs/87_expectation.ipynb #53ae164a
+# %% ../nbs/87_expectation.ipynb #30c0ef34
 def view_predictions(
     tree:ContextTree,  # what was heard before
     ppm:PPM,
@@ -87,7 +87,7 @@ def view_predictions(
     if learns: tree.add(END)
     return {target: stack_notes(rows) for target, rows in found.items()}
 
-# %% ../nbs/87_expectation.ipynb #8dd5324a
+# %% ../nbs/87_expectation.ipynb #d4f5259f
 def stack_notes(
     rows:list,  # (values,) of each note, or None
 )->ndarray:     # (notes, values), rows of NaN for None; one column where nothing is known
@@ -95,10 +95,10 @@ def stack_notes(
     values = next((len(row) for row in rows if row is not None), 1)
     return np.stack([np.full(values, np.nan) if row is None else row for row in rows])
 
-# %% ../nbs/87_expectation.ipynb #b3ce96f0
+# %% ../nbs/87_expectation.ipynb #62626222
 MODES = ("stm", "ltm", "ltm+", "both", "both+")
 
-# %% ../nbs/87_expectation.ipynb #bee29d6c
+# %% ../nbs/87_expectation.ipynb #f648630b
 @dataclass(frozen=True, eq=False)
 class Expectation:
     "What was expected of the notes of one melody."
@@ -113,7 +113,7 @@ class Expectation:
         "The probability that each note had."
         return 2**-self.ic
 
-# %% ../nbs/87_expectation.ipynb #e8b7b2b4
+# %% ../nbs/87_expectation.ipynb #5cacc631
 @dataclass
 class ExpectationModel:
     "Melodic expectation. Raises ValueError as `check_names`."
@@ -159,7 +159,7 @@ class ExpectationModel:
         "Each melody heard by a model that has heard those of the other folds. Raises ValueError on an impossible number of folds."
         return hear_folds(self, folds)
 
-# %% ../nbs/87_expectation.ipynb #b37d42c5
+# %% ../nbs/87_expectation.ipynb #5414325e
 def check_names(
     model:ExpectationModel,
 ):
@@ -179,7 +179,7 @@ def check_names(
         if not any(target in view.basics for view in views): raise ValueError(f"no viewpoint of {', '.join(model.viewpoints)} says anything of the target {target!r}")
     if not views or not model.targets: raise ValueError(f"a model needs viewpoints and targets, got {model.viewpoints} and {model.targets}")
 
-# %% ../nbs/87_expectation.ipynb #c7f8ae91
+# %% ../nbs/87_expectation.ipynb #32f196f7
 def learn_melody(
     model:ExpectationModel,
     melody:Melody,
@@ -189,7 +189,7 @@ def learn_melody(
     model.melodies.append(melody)
     for target, values in model.values.items(): values.update(target_values(melody, target))
 
-# %% ../nbs/87_expectation.ipynb #63dae7ed
+# %% ../nbs/87_expectation.ipynb #2541a617
 def target_values(
     melody:Melody,
     target:str,  # basic attribute
@@ -197,7 +197,7 @@ def target_values(
     "The values of a basic attribute."
     return [getattr(event, target) for event in melody_events(melody)]
 
-# %% ../nbs/87_expectation.ipynb #cef5ac34
+# %% ../nbs/87_expectation.ipynb #7023d2d6
 def hear(
     model:ExpectationModel,
     melody:Melody,
@@ -213,7 +213,7 @@ def hear(
     heard = {kind: views for kind, views in heard.items() if views}
     return weigh_up(model, melody, alphabets, heard)
 
-# %% ../nbs/87_expectation.ipynb #968648cf
+# %% ../nbs/87_expectation.ipynb #5ca0f1f6
 def weigh_up(
     model:ExpectationModel,
     melody:Melody,
@@ -235,7 +235,7 @@ def weigh_up(
     return Expectation(*read(whole), {n: Expectation(*read(f)) for n, f in single.items()}, {k: Expectation(*read(f)) for k, f in alone.items()},
                        {target: (alphabets[target], p) for target, p in whole.items()})
 
-# %% ../nbs/87_expectation.ipynb #296d9d70
+# %% ../nbs/87_expectation.ipynb #8f3b0e38
 def measure(
     found:dict,      # {target: (notes, values) distributions}
     melody:Melody,
@@ -251,7 +251,7 @@ def measure(
     sums = lambda values: np.where(np.isnan(values).all(0), np.nan, np.nansum(values, 0)) + 0.
     return sums(ic), sums(entropy)
 
-# %% ../nbs/87_expectation.ipynb #e737a3c7
+# %% ../nbs/87_expectation.ipynb #b8d4de79
 def listen(
     model:ExpectationModel,
     melodies:Melody|list,  # one, or several, heard in this order
@@ -267,7 +267,7 @@ def listen(
         for name, tree in model.trees.items(): tree.rewind(begun[name])
     return found[0] if isinstance(melodies, Melody) else found
 
-# %% ../nbs/87_expectation.ipynb #c5441497
+# %% ../nbs/87_expectation.ipynb #17aa76ff
 def hear_folds(
     model:ExpectationModel,
     folds:int,  # 2 … number of melodies
@@ -285,7 +285,7 @@ def hear_folds(
                 for name, tree in model.trees.items(): tree.recall(model.places[i][name])
     return found
 
-# %% ../nbs/87_expectation.ipynb #01666915
+# %% ../nbs/87_expectation.ipynb #221933c1
 def onset_frames(
     onsets:ndarray,      # (notes,), s
     frame_ends:ndarray,  # (frames,), s, evenly spaced: when each frame ends
@@ -298,10 +298,10 @@ def onset_frames(
     found = np.searchsorted(frame_ends, onsets, side="right")
     return np.where((found == len(frame_ends)) | (onsets < frame_ends[0] - length.mean()), -1, found)
 
-# %% ../nbs/87_expectation.ipynb #e2960517
+# %% ../nbs/87_expectation.ipynb #a2fca446
 REDUCTIONS = {"sum": np.add, "max": np.maximum}
 
-# %% ../nbs/87_expectation.ipynb #ef2a1e22
+# %% ../nbs/87_expectation.ipynb #a520bbde
 def notes_to_frames(
     values:ndarray,      # (notes,)
     index:ndarray,       # (notes,), as `onset_frames` gives it
@@ -315,7 +315,7 @@ def notes_to_frames(
     REDUCTIONS[reduction].at(found, index[there], np.asarray(values, float)[there])
     return found
 
-# %% ../nbs/87_expectation.ipynb #175dcf30
+# %% ../nbs/87_expectation.ipynb #eb4f448e
 def frames_to_notes(
     values:ndarray,          # (frames,)
     index:ndarray,           # (notes,), as `onset_frames` gives it, not decreasing where it is not -1
@@ -329,7 +329,7 @@ def frames_to_notes(
     for note, first, end in zip(there, index[there], ends): found[note] = values[first:max(end, first + 1)].mean()
     return found
 
-# %% ../nbs/87_expectation.ipynb #07bcb70b
+# %% ../nbs/87_expectation.ipynb #6844d62d
 def encoder_delay(
     encode,              # function: (samples,) float32 wave → (channels, frames) latents
     frame_length:int,    # samples a latent frame
@@ -348,7 +348,7 @@ def encoder_delay(
         late.append(first_end + (np.argmax(change) - .5)*frame_length - at)
     return float(np.mean(late))
 
-# %% ../nbs/87_expectation.ipynb #16fff64f
+# %% ../nbs/87_expectation.ipynb #c400802b
 def ranks(
     x:ndarray,  # (notes,)
 )->ndarray:     # (notes,), from 0; equal values get the mean of their ranks
@@ -356,7 +356,7 @@ def ranks(
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count + 1)/2)[place]
 
-# %% ../nbs/87_expectation.ipynb #6953d493
+# %% ../nbs/87_expectation.ipynb #0878623a
 CORRELATIONS = ("spearman", "pearson")
 
 
@@ -377,7 +377,7 @@ def correlation(
     scale = np.sqrt((columns**2).sum(0))
     return float(columns[:, 0] @ columns[:, 1]/scale.prod()) if scale.min() > 1e-9 else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #03375728
+# %% ../nbs/87_expectation.ipynb #d8f1f954
 @dataclass(frozen=True, eq=False)
 class Agreement:
     "How far two curves agree over some pieces."
@@ -394,7 +394,7 @@ class Agreement:
         "The mean over the pieces that have a correlation; NaN where none has."
         return float(np.nanmean(self.pieces)) if np.isfinite(self.pieces).any() else float("nan")
 
-# %% ../nbs/87_expectation.ipynb #66863c50
+# %% ../nbs/87_expectation.ipynb #0755f95f
 def interval(
     drawn:ndarray,  # (draws,)
 )->tuple:           # low and high end, NaN where no draw is finite
@@ -402,7 +402,7 @@ def interval(
     drawn = drawn[np.isfinite(drawn)]
     return tuple(map(float, np.quantile(drawn, [.025, .975]))) if len(drawn) else (float("nan"), float("nan"))
 
-# %% ../nbs/87_expectation.ipynb #8bd9375d
+# %% ../nbs/87_expectation.ipynb #90492d45
 def agreement(
     pieces:list,           # (x, y) or (x, y, controls) of each piece, as `correlation` takes them
     kind:str="spearman",   # one of CORRELATIONS
@@ -423,7 +423,7 @@ def agreement(
     notes = sum(int(np.isfinite(p[0] + p[1]).sum()) for p in pieces)
     return Agreement(pool(pieces), *interval(pooled), each, notes, pooled, means)
 
-# %% ../nbs/87_expectation.ipynb #9839eb05
+# %% ../nbs/87_expectation.ipynb #40ef8d9b
 def onset_loudness(
     wave:ndarray,       # (samples,)
     sample_rate:int,    # Hz
@@ -437,7 +437,7 @@ def onset_loudness(
         if onset >= 0 and len(part): found[i] = 10*np.log10(np.mean(part**2) + 1e-10)
     return found
 
-# %% ../nbs/87_expectation.ipynb #9c05486c
+# %% ../nbs/87_expectation.ipynb #b3d27028
 def read_ic_table(
     path,      # CSV with columns Time, IC_0.0, IC_0.3, …
 )->tuple:      # (frames,) ends of the predicted frames in s, {noise level: (frames,) information content}
@@ -451,7 +451,7 @@ def read_ic_table(
     except ValueError as e: raise ValueError(f"{path} has noise levels or rows that are no numbers, or rows of different lengths: {e}") from e
     return values[:, 0], {level: values[:, i] for i, level in levels.items()}
 
-# %% ../nbs/87_expectation.ipynb #d593582f
+# %% ../nbs/87_expectation.ipynb #b0fd862a
 def play_melody(
     melody:Melody,
     program:int,          # General MIDI program, 0 … 127
@@ -466,7 +466,7 @@ def play_melody(
     wave = resample(play(notes, program, False, onsets[-1] + melody.durations[-1]*quarter + 1, soundfont()), 44100, sample_rate)
     return .5*wave/max(float(np.abs(wave).max()), 1e-9), replace(melody, times=onsets)
 
-# %% ../nbs/87_expectation.ipynb #5ff4997f
+# %% ../nbs/87_expectation.ipynb #063850ae
 def recorded_pairs(
     folder,   # recordings and MIDI files or scores of the same name
 )->list:      # (audio file, `Melody` with `times`) of each pair
@@ -483,7 +483,7 @@ def recorded_pairs(
     if untimed: raise ValueError(f"melodies without times in seconds (MIDI has them, scores do not): {', '.join(untimed)}")
     return found
 
-# %% ../nbs/87_expectation.ipynb #65a8e99b
+# %% ../nbs/87_expectation.ipynb #8d6eaca3
 @dataclass(frozen=True, eq=False)
 class HeardMelody:
     "A melody with what a symbolic and an audio model are surprised by."
@@ -505,7 +505,7 @@ class HeardMelody:
         waited = np.diff(self.melody.times, prepend=np.nan)
         return audio[1:], self.expected[1:], np.stack([self.loudness, waited], 1)[1:]
 
-# %% ../nbs/87_expectation.ipynb #2bb97543
+# %% ../nbs/87_expectation.ipynb #f1125ef2
 def agreement_by_level(
     heard:list,            # of `HeardMelody`, with the same noise levels
     kind:str="spearman",   # one of CORRELATIONS

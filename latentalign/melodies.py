@@ -8,7 +8,7 @@ __all__ = ['TICKS', 'LEGATO', 'KEY_PROFILES', 'READERS', 'BASICS', 'VIEWPOINTS',
            'read_melody', 'piece_melody', 'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint',
            'viewpoint', 'view_melody']
 
-# %% ../nbs/85_melodies.ipynb #98b1d9cd
+# %% ../nbs/85_melodies.ipynb #3d847711
 import csv, gzip, json, math, warnings, zlib
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from .scores import SPLITS, load_scores, parse_piece
 from .soundfont import cache_folder
 from .storage import atomic_write
 
-# %% ../nbs/85_melodies.ipynb #2c530562
+# %% ../nbs/85_melodies.ipynb #1064db6c
 TICKS = 960  # a quarter note
 
 
@@ -31,7 +31,7 @@ def to_ticks(
     "Times on the grid of ticks."
     return np.round(np.asarray(quarters, float)*TICKS)/TICKS
 
-# %% ../nbs/85_melodies.ipynb #2c47279c
+# %% ../nbs/85_melodies.ipynb #25a5e154
 @dataclass(frozen=True, eq=False)
 class Melody:
     "Notes one after the other. Raises ValueError if there are none, or some sound together (says where)."
@@ -57,7 +57,7 @@ class Melody:
         times = None if self.times is None else self.times[part]
         return replace(self, onsets=self.onsets[part], durations=self.durations[part], pitches=self.pitches[part], times=times)
 
-# %% ../nbs/85_melodies.ipynb #64f4130c
+# %% ../nbs/85_melodies.ipynb #346c65f1
 def place(
     onset:float,       # quarters
     bar:float|None,    # length of a bar, quarters
@@ -69,7 +69,7 @@ def place(
     if number < 0: beat = onset
     return f"bar {int(number) + 1}, beat {beat + 1:g}"
 
-# %% ../nbs/85_melodies.ipynb #a1ee9221
+# %% ../nbs/85_melodies.ipynb #90d5ec89
 def check_melody(
     melody:Melody,
 ):
@@ -89,10 +89,10 @@ def check_melody(
         raise ValueError(f"the melody{name} is polyphonic: at {place(melody.onsets[i + 1], melody.bar, melody.pickup)} pitch {melody.pitches[i + 1]:g} "
                          f"begins while pitch {melody.pitches[i]:g} sounds")
 
-# %% ../nbs/85_melodies.ipynb #b9bb5351
+# %% ../nbs/85_melodies.ipynb #00b3e03c
 LEGATO = 1/8  # quarters by which a note may reach into the next and still belong to a single line
 
-# %% ../nbs/85_melodies.ipynb #29f717eb
+# %% ../nbs/85_melodies.ipynb #4229ee60
 def single_line(
     notes:ndarray,       # (notes, 3 or more): onset and duration in quarters, MIDI number, and what is to be kept beside them
     highest:bool=False,  # of notes that sound together keep the highest
@@ -114,7 +114,7 @@ def single_line(
     notes[:-1, 1] = np.where(legato, np.minimum(notes[:-1, 1], gap), notes[:-1, 1])
     return notes
 
-# %% ../nbs/85_melodies.ipynb #8103a2cd
+# %% ../nbs/85_melodies.ipynb #afe82acd
 KEY_PROFILES = np.array([[6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],   # major, from the tonic up
                          [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17]])  # minor
 
@@ -128,7 +128,7 @@ def estimate_tonic(
     centred = profiles - profiles.mean(1, keepdims=True)
     return int(np.argmax(centred @ (weight - weight.mean())/np.linalg.norm(centred, axis=1)) % 12)
 
-# %% ../nbs/85_melodies.ipynb #04b5eb3c
+# %% ../nbs/85_melodies.ipynb #f3d91a17
 def read_midi(
     path:str|Path,        # MIDI file
     track:int|None=None,  # which track, from 0; None: the only one with notes
@@ -150,7 +150,7 @@ def read_midi(
     bar = next((4*t.numerator/t.denominator for t in score.time_signatures), None)
     return Melody(*notes.T[:3], tonic=None if key is None else key % 12, bar=bar, times=notes[:, 3], name=Path(path).stem)
 
-# %% ../nbs/85_melodies.ipynb #a5d42d80
+# %% ../nbs/85_melodies.ipynb #3149cc30
 def read_score(
     path:str|Path,       # Humdrum kern, MusicXML, ABC, …
     part:int|None=None,  # which part, from 0; None: the only one
@@ -171,7 +171,7 @@ def read_score(
              if "Harmony" not in n.classes for p in n.pitches]
     return Melody(*single_line(notes, highest).T, **signatures(voice), name=Path(path).stem)
 
-# %% ../nbs/85_melodies.ipynb #7b257e9b
+# %% ../nbs/85_melodies.ipynb #e51d044c
 def signatures(
     voice,  # music21 stream
 )->dict:    # tonic, bar and pickup as `Melody` takes them
@@ -183,7 +183,7 @@ def signatures(
     tonic = None if key is None else (key.tonic if hasattr(key, "tonic") else key.asKey().tonic).pitchClass
     return dict(tonic=tonic, bar=bar, pickup=(bar - float(first.paddingLeft)) % bar if first and bar else 0.)
 
-# %% ../nbs/85_melodies.ipynb #dbfe1050
+# %% ../nbs/85_melodies.ipynb #c6f3fedf
 def read_idyom(
     path:str|Path,           # table written by IDyOM
     units:float=24.,         # its units of time in a quarter note
@@ -203,7 +203,7 @@ def read_idyom(
     found = [np.flatnonzero(pieces == k) for k in dict.fromkeys(pieces)]
     return [idyom_piece({c: v[i] for c, v in number.items()}, names[i[0]], units) for i in found]
 
-# %% ../nbs/85_melodies.ipynb #23070c12
+# %% ../nbs/85_melodies.ipynb #ad5d4d7b
 def idyom_piece(
     values:dict,  # {column: (notes,) values}
     name:str,     # of the melody
@@ -217,7 +217,7 @@ def idyom_piece(
     melody = Melody(*single_line(notes).T, tonic=None if math.isnan(key) else int(key) % 12, bar=bar if bar > 0 else None, name=name)
     return melody, values
 
-# %% ../nbs/85_melodies.ipynb #8ecaea23
+# %% ../nbs/85_melodies.ipynb #06fcb0fd
 READERS = {".mid": read_midi, ".midi": read_midi} | {s: read_score for s in (".krn", ".xml", ".musicxml", ".mxl", ".abc")}
 
 
@@ -231,7 +231,7 @@ def read_melody(
     if reader is None: raise ValueError(f"unknown kind of melody file: {Path(path).suffix!r} of {path}; known: {', '.join(READERS)}, and IDyOM's .dat through read_idyom")
     return reader(path, highest=highest)
 
-# %% ../nbs/85_melodies.ipynb #6ebeabba
+# %% ../nbs/85_melodies.ipynb #322b6f31
 def piece_melody(
     piece:dict,  # as `parse_piece` gives it
 )->Melody:       # its upper voice, with its key estimated
@@ -240,7 +240,7 @@ def piece_melody(
     melody = Melody(*single_line(piece["parts"][voice]).T, bar=piece["bar"], pickup=piece["pickup"], name=piece["name"])
     return replace(melody, tonic=estimate_tonic(melody))
 
-# %% ../nbs/85_melodies.ipynb #d46168fc
+# %% ../nbs/85_melodies.ipynb #d9b585d9
 def essen_pieces(
     count:int,  # at most so many songs, an even selection
 )->list:        # pieces, as `parse_piece` gives them
@@ -260,7 +260,7 @@ def essen_pieces(
     with atomic_write(path) as part: part.write_bytes(gzip.compress(json.dumps(pieces).encode()))
     return pieces
 
-# %% ../nbs/85_melodies.ipynb #e8ea61bd
+# %% ../nbs/85_melodies.ipynb #136bf099
 def corpus_melodies(
     split:str|None="train",  # "train", "valid" or "test", as `split_pieces` parts them; None: all
     chorales:int=100,        # Bach chorales, at most
@@ -273,7 +273,7 @@ def corpus_melodies(
     tenth = lambda p: zlib.crc32(p["name"].encode()) % 10
     return [piece_melody(p) for p in pieces if split is None or tenth(p) == SPLITS.index(split) - 1 or split == "train" and tenth(p) > 1]
 
-# %% ../nbs/85_melodies.ipynb #530566ce
+# %% ../nbs/85_melodies.ipynb #19ab86e2
 BASICS = ("cpitch", "ioi", "dur")
 
 
@@ -283,7 +283,7 @@ class Event(NamedTuple):
     ioi: float | None  # quarters since the onset before; None at the first note
     dur: float         # quarters
 
-# %% ../nbs/85_melodies.ipynb #29d813c5
+# %% ../nbs/85_melodies.ipynb #12d0b235
 def melody_events(
     melody:Melody,
 )->list:  # of `Event`
@@ -291,7 +291,7 @@ def melody_events(
     iois = [None, *to_ticks(np.diff(melody.onsets)).tolist()]
     return [Event(*values) for values in zip(melody.pitches.tolist(), iois, to_ticks(melody.durations).tolist())]
 
-# %% ../nbs/85_melodies.ipynb #63fa577b
+# %% ../nbs/85_melodies.ipynb #a6fb4f28
 @dataclass(frozen=True)
 class Viewpoint:
     "One way to look at a note."
@@ -299,7 +299,7 @@ class Viewpoint:
     basics:frozenset    # the basic attributes of the note it rests on
     symbol:Callable     # (event, event before or None, tonic or None) → symbol, or None where it is undefined
 
-# %% ../nbs/85_melodies.ipynb #3dd42701
+# %% ../nbs/85_melodies.ipynb #f1f45900
 VIEWPOINTS = {view.name: view for view in (
     Viewpoint("cpitch", frozenset(["cpitch"]), lambda now, before, tonic: now.cpitch),
     Viewpoint("cpint", frozenset(["cpitch"]), lambda now, before, tonic: before and now.cpitch - before.cpitch),
@@ -311,7 +311,7 @@ VIEWPOINTS = {view.name: view for view in (
     Viewpoint("dur-ratio", frozenset(["dur"]), lambda now, before, tonic: before and round(now.dur/before.dur, 6)),
 )}
 
-# %% ../nbs/85_melodies.ipynb #96102591
+# %% ../nbs/85_melodies.ipynb #eff7ffdf
 def viewpoint(
     name:str|tuple,  # of one viewpoint, or of linked ones: "cpint*ioi" or ("cpint", "ioi")
 )->Viewpoint:
@@ -326,7 +326,7 @@ def viewpoint(
         return None if None in symbols else symbols
     return Viewpoint("*".join(names), frozenset().union(*(view.basics for view in views)), pair)
 
-# %% ../nbs/85_melodies.ipynb #dfff23bb
+# %% ../nbs/85_melodies.ipynb #63a028e1
 def view_melody(
     melody:Melody,
     view:Viewpoint,

@@ -6,16 +6,16 @@
 __all__ = ['END', 'ESCAPES', 'SMOOTHINGS', 'LONG_TERM', 'SHORT_TERM', 'Context', 'ContextTree', 'count_symbol', 'open_context',
            'forget_symbol', 'lower', 'states', 'PPM', 'predict', 'sequence_probabilities']
 
-# %% ../nbs/86_ppm.ipynb #86cb5d18
+# %% ../nbs/86_ppm.ipynb #10f9813a
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/86_ppm.ipynb #41c8842c
+# %% ../nbs/86_ppm.ipynb #033fb182
 END = None  # follows the last symbol of every sequence; no symbol may be None
 
-# %% ../nbs/86_ppm.ipynb #5c3b5fa5
+# %% ../nbs/86_ppm.ipynb #a999c57e
 class Context:
     "What followed one context."
     __slots__ = ("full", "news", "longer")
@@ -25,7 +25,7 @@ class Context:
         self.news = news    # {symbol or END: the update-excluded count}
         self.longer = {}    # {symbol to the left: `Context`, or where in the text stands what followed its only occurrence}
 
-# %% ../nbs/86_ppm.ipynb #f6d92428
+# %% ../nbs/86_ppm.ipynb #fc5e73bb
 class ContextTree:
     "The counts of all contexts of some sequences; it learns symbol by symbol, and forgets."
     def __init__(self): self.text, self.root = [END], Context({}, {})
@@ -70,7 +70,7 @@ class ContextTree:
         for at in range(start, len(self.text)): forget_symbol(self, at)
         del self.text[start:]
 
-# %% ../nbs/86_ppm.ipynb #cda56b28
+# %% ../nbs/86_ppm.ipynb #8fed14d1
 def count_symbol(
     tree:ContextTree,
     at:int,  # where the symbol stands in the text
@@ -88,7 +88,7 @@ def count_symbol(
         node, depth = longer, depth + 1
     if left is not END: node.longer[left] = at
 
-# %% ../nbs/86_ppm.ipynb #7317c3bd
+# %% ../nbs/86_ppm.ipynb #7b1dedad
 def open_context(
     tree:ContextTree,
     at:int,     # where what followed the only occurrence stands
@@ -100,7 +100,7 @@ def open_context(
     if left is not END: node.longer[left] = at
     return node
 
-# %% ../nbs/86_ppm.ipynb #03978756
+# %% ../nbs/86_ppm.ipynb #eac310e1
 def forget_symbol(
     tree:ContextTree,
     at:int,  # where the symbol stands in the text
@@ -116,7 +116,7 @@ def forget_symbol(
         if place or longer is not None and sum(longer.full.values()) == 1: del node.longer[left]
         node, depth = None if place else longer, depth + 1
 
-# %% ../nbs/86_ppm.ipynb #13cb48b3
+# %% ../nbs/86_ppm.ipynb #1e965606
 def lower(
     counts:dict,
     symbol:Hashable,
@@ -125,7 +125,7 @@ def lower(
     if counts[symbol] == 1: del counts[symbol]
     else: counts[symbol] -= 1
 
-# %% ../nbs/86_ppm.ipynb #5ce88cf0
+# %% ../nbs/86_ppm.ipynb #de5fa860
 def states(
     tree:ContextTree,
     history:Sequence,        # of symbols, the latest last, from the beginning of the sequence
@@ -143,11 +143,11 @@ def states(
         else: path.append(({tree.text[node]: 1},)*2)
     return path[::-1], selected
 
-# %% ../nbs/86_ppm.ipynb #860129ea
+# %% ../nbs/86_ppm.ipynb #0a514ba4
 ESCAPES = {"A": (0., 1.), "B": (-1., 1.), "C": (0., 1.), "D": (-.5, 2.), "AX": (0., 1.)}  # method: (k, d)
 SMOOTHINGS = ("interpolation", "back-off")
 
-# %% ../nbs/86_ppm.ipynb #9c1f1c45
+# %% ../nbs/86_ppm.ipynb #3014914e
 @dataclass(frozen=True)
 class PPM:
     "How counts become probabilities. Raises ValueError on an unknown method or a negative bound."
@@ -162,11 +162,11 @@ class PPM:
         if self.smoothing not in SMOOTHINGS: raise ValueError(f"unknown smoothing {self.smoothing!r}; known: {', '.join(SMOOTHINGS)}")
         if self.order_bound is not None and (self.order_bound < 0 or self.order_bound % 1): raise ValueError(f"the order bound must be 0, 1, 2, … or None, got {self.order_bound}")
 
-# %% ../nbs/86_ppm.ipynb #2a85103c
+# %% ../nbs/86_ppm.ipynb #8e4dc38b
 LONG_TERM = PPM()                                       # IDyOM's model of a corpus
 SHORT_TERM = PPM(escape="AX", update_exclusion=True)    # IDyOM's model of the present piece
 
-# %% ../nbs/86_ppm.ipynb #32cc7a98
+# %% ../nbs/86_ppm.ipynb #ab0abae1
 def predict(
     ppm:PPM,
     path:list,       # [(full, news)] of the contexts in use, longest first, from `states`
@@ -194,7 +194,7 @@ def predict(
     if total <= 0: return [1/len(p)]*len(p)
     return p if .999 < total < 1 else [x/total for x in p]
 
-# %% ../nbs/86_ppm.ipynb #777c6a68
+# %% ../nbs/86_ppm.ipynb #61d9f867
 def sequence_probabilities(
     ppm:PPM,
     sequence:Sequence,             # of symbols

@@ -8,13 +8,13 @@ __all__ = ['LAMBDAS', 'impulses', 'envelope', 'spectral_flux', 'held_frames', 'T
            'validation_scores', 'warn_of_edges', 'NoteFeature', 'Gain', 'feature_gain', 'read_notes', 'GroupGain',
            'group_gain']
 
-# %% ../nbs/88_responses.ipynb #3751e271
+# %% ../nbs/88_responses.ipynb #0b8a75ae
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-# %% ../nbs/88_responses.ipynb #5b1002b8
+# %% ../nbs/88_responses.ipynb #9f0af749
 def impulses(
     onsets:ndarray,            # (notes,), s from the beginning of the trial
     values:ndarray|None,       # (notes,), heights, NaN for none; None: 1
@@ -30,7 +30,7 @@ def impulses(
     np.add.at(found[:, 0], at[there], values[there])
     return found
 
-# %% ../nbs/88_responses.ipynb #03f744c0
+# %% ../nbs/88_responses.ipynb #7cf8d749
 def envelope(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -42,7 +42,7 @@ def envelope(
     energy = np.concatenate([[0.], np.cumsum(np.square(np.asarray(wave, float)))])
     return (np.maximum(np.diff(energy[edges]), 0)/np.maximum(np.diff(edges), 1))[:, None]**(power/2)
 
-# %% ../nbs/88_responses.ipynb #9c326a85
+# %% ../nbs/88_responses.ipynb #e2714ae1
 def spectral_flux(
     wave:ndarray,         # (samples,), sound
     wave_rate:float,      # Hz
@@ -57,7 +57,7 @@ def spectral_flux(
     level = np.log(np.abs(np.fft.rfft(frames)) + 1e-3)
     return np.maximum(np.diff(level, axis=0, prepend=level[:1]), 0).sum(1, keepdims=True)
 
-# %% ../nbs/88_responses.ipynb #ba7dd175
+# %% ../nbs/88_responses.ipynb #bb5a4ed1
 def held_frames(
     values:ndarray,       # (frames,), NaN counts as 0
     frame_ends:ndarray,   # (frames,), s, evenly spaced
@@ -69,10 +69,10 @@ def held_frames(
     begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean()
     return np.where(begun, np.append(np.nan_to_num(values), 0)[at], 0)[:, None]
 
-# %% ../nbs/88_responses.ipynb #10154fcc
+# %% ../nbs/88_responses.ipynb #400bade8
 LAMBDAS = tuple(10.**k for k in range(-4, 5))
 
-# %% ../nbs/88_responses.ipynb #208c038e
+# %% ../nbs/88_responses.ipynb #9086872e
 @dataclass(frozen=True)
 class TRFOptions:
     "How response functions are estimated. Raises ValueError if lags or lambdas make no sense."
@@ -86,7 +86,7 @@ class TRFOptions:
         if not self.lambdas or not all(0 < v < np.inf for v in self.lambdas) or list(self.lambdas) != sorted(self.lambdas): raise ValueError(f"lambdas must be positive and rising, got {self.lambdas}")
         if self.folds < 3: raise ValueError(f"nested cross-validation needs at least 3 folds, got {self.folds}")
 
-# %% ../nbs/88_responses.ipynb #2f8c7996
+# %% ../nbs/88_responses.ipynb #7af8fbe0
 @dataclass(frozen=True, eq=False)
 class Products:
     "The sums over each trial that the regression needs."
@@ -98,7 +98,7 @@ class Products:
     sample_rate:float # Hz
     lags:ndarray      # (lags,), samples
 
-# %% ../nbs/88_responses.ipynb #dad2ab2a
+# %% ../nbs/88_responses.ipynb #0eaccbe4
 def trial_products(
     features:list,      # (samples, features) of each trial
     eeg:list,           # (samples, channels) of each trial
@@ -114,7 +114,7 @@ def trial_products(
     each = lambda trials, power: np.stack([(t**power).sum(0) for t in trials])
     return Products(xx, xy, each(eeg, 2), each(features, 2), each(features, 1), sample_rate, np.array(lags))
 
-# %% ../nbs/88_responses.ipynb #fb1c764c
+# %% ../nbs/88_responses.ipynb #c71ae33d
 def check_trials(
     features:list,  # (samples, features) of each trial
     eeg:list,       # (samples, channels) of each trial
@@ -132,7 +132,7 @@ def check_trials(
         if len(flat): raise ValueError(f"trial {i}: EEG channels {flat.tolist()} are flat")
     return features, eeg
 
-# %% ../nbs/88_responses.ipynb #07db2d3b
+# %% ../nbs/88_responses.ipynb #93e2f26e
 def trained_weights(
     products:Products,
     train:ndarray,     # indices of the training trials
@@ -147,7 +147,7 @@ def trained_weights(
     xx, xy = products.xx[train].mean(0)/x/x[:, None], products.xy[train].mean(0)/x[:, None]/y
     return np.stack([fit_weights_with_covariance_matrices(xx, xy, products.sample_rate, lam) for lam in lambdas]), x
 
-# %% ../nbs/88_responses.ipynb #727bee3d
+# %% ../nbs/88_responses.ipynb #daf5621e
 def prediction_correlation(
     products:Products,
     trial:int,
@@ -163,7 +163,7 @@ def prediction_correlation(
     varies = (predicted > 1e-12*np.maximum((w**2).sum(-2), 1e-300)) & (recorded > 0)
     return np.where(varies, both/np.sqrt(np.where(varies, predicted*recorded, 1)), 0)
 
-# %% ../nbs/88_responses.ipynb #b9754a60
+# %% ../nbs/88_responses.ipynb #5ba129bf
 @dataclass(frozen=True, eq=False)
 class Response:
     "Response functions, and how well they predict EEG they were not estimated from."
@@ -177,7 +177,7 @@ class Response:
         "The mean over trials, then over channels."
         return float(self.r.mean())
 
-# %% ../nbs/88_responses.ipynb #f96da961
+# %% ../nbs/88_responses.ipynb #4238b6f9
 def nested_response(
     products:Products,
     options:TRFOptions,
@@ -194,7 +194,7 @@ def nested_response(
     weights = np.mean(found, 0).reshape(len(products.sums[0]), len(products.lags), -1, order="F")
     return Response(r, weights, products.lags/products.sample_rate, np.array(options.lambdas)[chosen])
 
-# %% ../nbs/88_responses.ipynb #b9d0413d
+# %% ../nbs/88_responses.ipynb #f3e51a28
 def validation_scores(
     products:Products,
     parts:list,      # indices of the trials of each fold
@@ -209,7 +209,7 @@ def validation_scores(
                 for trial in validated: scores[tested] += prediction_correlation(products, trial, weights, scale).mean(-1)
     return scores
 
-# %% ../nbs/88_responses.ipynb #634a1a0a
+# %% ../nbs/88_responses.ipynb #85753b40
 def warn_of_edges(
     chosen:list,    # index of the best lambda of each fold
     lambdas:tuple,
@@ -220,7 +220,7 @@ def warn_of_edges(
         if times and len(lambdas) > 1:
             warnings.warn(f"in {times} of {len(chosen)} folds the best lambda is {lambdas[edge]:g}, the {name} of the grid: widen it", stacklevel=3)
 
-# %% ../nbs/88_responses.ipynb #c76a9346
+# %% ../nbs/88_responses.ipynb #d2b3a32d
 @dataclass(frozen=True, eq=False)
 class NoteFeature:
     "A value for each note of each trial, such as its surprisal."
@@ -241,7 +241,7 @@ class NoteFeature:
         "The values shuffled among the notes of each trial."
         return NoteFeature(self.onsets, [rng.permutation(v) for v in self.values], self.name)
 
-# %% ../nbs/88_responses.ipynb #7b3bd695
+# %% ../nbs/88_responses.ipynb #d0e94f15
 @dataclass(frozen=True, eq=False)
 class Gain:
     "What a feature adds to the prediction of one participant's EEG."
@@ -253,7 +253,7 @@ class Gain:
     without:Response    # the model without the feature
     with_it:Response    # the model with the feature, the last of its weights
 
-# %% ../nbs/88_responses.ipynb #5881dc85
+# %% ../nbs/88_responses.ipynb #fb23d54d
 def feature_gain(
     base:list,              # (samples, features) of each trial: what the model knows in any case, onsets at least
     feature:NoteFeature,    # what is tested
@@ -277,7 +277,7 @@ def feature_gain(
     p = (1 + int((null >= gain).sum()))/(1 + shuffles)
     return Gain(gain, (with_it.r - without.r).mean(0), p, float(effect), null, without, with_it)
 
-# %% ../nbs/88_responses.ipynb #409f0010
+# %% ../nbs/88_responses.ipynb #57a6f336
 def read_notes(
     onset:list,          # (samples, 1) of each trial: 0 where no note begins
     value:list|None,     # (samples, 1) of each trial: what is to be read at the onsets; None: nothing
@@ -291,7 +291,7 @@ def read_notes(
     values = [np.ones(len(a)) if value is None else np.asarray(value[i], float).reshape(len(value[i]), -1)[a, 0] for i, a in enumerate(at)]
     return NoteFeature([a/sample_rate for a in at], values, name)
 
-# %% ../nbs/88_responses.ipynb #570d8bf7
+# %% ../nbs/88_responses.ipynb #f8d16702
 @dataclass(frozen=True)
 class GroupGain:
     "What a feature adds, over participants."

@@ -160,6 +160,11 @@ def test_shuffling_keeps_trials_and_values():
 
 def test_detection_power():
     assert detection_power(0.) == pytest.approx(.05) and detection_power(1.6449) == pytest.approx(.5, abs=1e-4) and detection_power(1., 4.) == pytest.approx(detection_power(2.))
+    for n in (19, 99): assert detection_power(0., shuffles=n) == pytest.approx(.05)
+    rng = np.random.default_rng(0)
+    gains, shuffled = 2 + rng.standard_normal(20000), np.sort(rng.standard_normal((20000, 39)))
+    assert detection_power(2., shuffles=39) == pytest.approx(np.mean(gains > shuffled[:, -2]), abs=.012)  # p = 2/40 at most: one shuffle may be above
+    assert detection_power(9., shuffles=18) == 0 < detection_power(2., shuffles=19) < detection_power(2., shuffles=99) < detection_power(2.)
 
 
 # recordings

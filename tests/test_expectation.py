@@ -593,4 +593,4 @@ def test_the_notebook_hears_own_recordings_with_a_model(tmp_path):
     report = run_notebook("evaluate_expectation.ipynb", tmp_path, models=f"untrained={tmp_path/'model'}", data=str(own), noise_levels="0,0.5", notes=10, essen=0, viewpoints="cpint")
     assert report["melodies"] == report["sounds"] == 3 and report["settings"]["data"] == "own" and abs(report["settings"]["delay"]["untrained"]) < .2
     assert len(report["rows"]) == 4 and all(r["notes"] >= 20 and all(-1 <= v <= 1 for key in ("pooled", "mean", "partial") for v in r[key]) for r in report["rows"])
-    assert {p.name for p in (tmp_path/"out/untrained").iterdir()} == {"0.csv", "1.csv", "2.csv"}
+    assert {p.name for p in (tmp_path/"out/untrained").iterdir()} == {"0.csv", "1.csv", "2.csv", "made.json"}
