@@ -43,7 +43,7 @@ train: $(READY)  ## train nbs/train.ipynb: make train [VARIANT=lin] [ARGS="-p st
 
 surprisal: $(READY)  ## train nbs/train_surprisal.ipynb: make surprisal [AUTOENCODER=runs/align] [ARGS="-p steps 100"]; results in runs/surprisal-NAME
 	@mkdir -p runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))
-	$(BIN)/papermill nbs/train_surprisal.ipynb runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))/train.ipynb \
+	$(BIN)/papermill nbs/train_surprisal.ipynb runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))/train_surprisal.ipynb \
 		-p autoencoder $(AUTOENCODER) $(ARGS) --no-progress-bar --stdout-file - --stderr-file -
 
 # both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time

@@ -6,21 +6,21 @@
 __all__ = ['FINE', 'flow_time', 'check_noise_levels', 'mix', 'flow_loss', 'stretch', 'unstretch', 'stretch_rate', 'draw_levels',
            'Velocity', 'MixtureFlow', 'expected_mix', 'sampled_mix']
 
-# %% ../nbs/76_flow.ipynb #cf922bfe
+# %% ../nbs/76_flow.ipynb #2250a377
 import math
 import numbers
 
 import torch
 from torch.func import jvp, vmap
 
-# %% ../nbs/76_flow.ipynb #2e69055d
+# %% ../nbs/76_flow.ipynb #a14625d1
 def flow_time(
     noise_level, # number or tensor in [0, 1]: 0 clean, 1 noise
 ): # of the same kind: 1 clean, 0 noise
     "The published models' time of a noise level; its own inverse."
     return 1 - noise_level
 
-# %% ../nbs/76_flow.ipynb #f7f46a1e
+# %% ../nbs/76_flow.ipynb #226b164a
 def check_noise_levels(
     noise_levels, # a number or several, also as an array or tensor
 )->tuple[float, ...]: # each in [0, 1)
@@ -34,7 +34,7 @@ def check_noise_levels(
         if not 0 <= s < 1: raise ValueError(f"noise levels lie in [0, 1), 0 = clean, got {s}")
     return tuple(float(s) for s in levels)
 
-# %% ../nbs/76_flow.ipynb #02c61024
+# %% ../nbs/76_flow.ipynb #8e13c0a3
 def mix(
     z: torch.Tensor,      # (...), data
     noise: torch.Tensor,  # like z
@@ -43,7 +43,7 @@ def mix(
     "The point of the line from data to noise on a level."
     return (1 - noise_level) * z + noise_level * noise
 
-# %% ../nbs/76_flow.ipynb #44005645
+# %% ../nbs/76_flow.ipynb #e262fcf7
 def flow_loss(
     velocity: torch.Tensor, # (..., channels), what the network answers on the line
     z: torch.Tensor,        # (..., channels), data
@@ -52,7 +52,7 @@ def flow_loss(
     "Distance of a velocity from the direction of the line."
     return (velocity - (noise - z)).square().mean(-1)
 
-# %% ../nbs/76_flow.ipynb #249e5c7d
+# %% ../nbs/76_flow.ipynb #d0326fe7
 FINE = .05  # δ: noise level below which the axis is linear
 
 
@@ -76,7 +76,7 @@ def stretch_rate(
     "Noise levels passed for a unit of the stretched axis."
     return (noise_level + FINE) * math.log1p(1 / FINE)
 
-# %% ../nbs/76_flow.ipynb #0f850aaa
+# %% ../nbs/76_flow.ipynb #9f099763
 def draw_levels(
     shape: tuple,                # (..., n): n levels that belong together
     generator: torch.Generator,  # source of randomness
@@ -86,7 +86,7 @@ def draw_levels(
     place = torch.rand(shape, generator=generator, device=generator.device).argsort(-1)
     return stretch((place + u) / shape[-1])
 
-# %% ../nbs/76_flow.ipynb #ac705e9f
+# %% ../nbs/76_flow.ipynb #3a78de9f
 class Velocity:
     "A field dx/ds = u(x, s) over points (points, channels); every point on its own, all on one level."
 
@@ -107,7 +107,7 @@ class Velocity:
         "Orthonormal directions, the columns of (channels, channels), along which slopes are nearly diagonal, or None if none are known; they spare guesswork where slopes are estimated."
         return None
 
-# %% ../nbs/76_flow.ipynb #b1c1aa30
+# %% ../nbs/76_flow.ipynb #25b04ec9
 class MixtureFlow(Velocity):
     "The exact flow of a mixture of Gaussians; works in the precision of its means."
     def __init__(self,
@@ -153,7 +153,7 @@ class MixtureFlow(Velocity):
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + torch.einsum('pij,pj->pi', torch.linalg.cholesky(self.covariances)[k], noise)
 
-# %% ../nbs/76_flow.ipynb #e04d82b4
+# %% ../nbs/76_flow.ipynb #2ff2b98a
 def expected_mix(
     z: torch.Tensor,     # (...), data
     noise_level: float,  # in [0, 1)
@@ -161,7 +161,7 @@ def expected_mix(
     "Mean of the noise process on a level."
     return (1 - noise_level) * z
 
-# %% ../nbs/76_flow.ipynb #6afdef3e
+# %% ../nbs/76_flow.ipynb #7a87dafe
 def sampled_mix(
     z: torch.Tensor,       # (...), data
     noise_level: float,    # in [0, 1)

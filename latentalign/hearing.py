@@ -6,14 +6,14 @@
 __all__ = ['SILENT_DB', 'FLOOR_DB', 'SILENCES', 'pool_latents', 'heard_latents', 'sound_frames', 'nonzero_span', 'energy_span',
            'voice_span', 'whole_span']
 
-# %% ../nbs/81_hearing.ipynb #ec9ad251
+# %% ../nbs/81_hearing.ipynb #405cc327
 import torch
 from torch.nn.functional import pad
 
 from .autoencoder import Autoencoder
 from .windows import frame_piece
 
-# %% ../nbs/81_hearing.ipynb #f908b93b
+# %% ../nbs/81_hearing.ipynb #5fa8acf8
 def pool_latents(
     z: torch.Tensor,  # (..., channels, latents)
     pool: int,        # neighbours that are averaged
@@ -22,7 +22,7 @@ def pool_latents(
     frames = z.shape[-1] // pool
     return z[..., :frames * pool].unflatten(-1, (frames, pool)).mean(-1)
 
-# %% ../nbs/81_hearing.ipynb #55dd5116
+# %% ../nbs/81_hearing.ipynb #d63eab4b
 @torch.no_grad()
 def heard_latents(
     autoencoder: Autoencoder, # whose latents
@@ -41,7 +41,7 @@ def heard_latents(
         parts.append(autoencoder.latents(cut[None].to(autoencoder.latent_std.device))[0, :, -pool:].cpu())
     return torch.cat(parts, -1) / autoencoder.latent_std.cpu()
 
-# %% ../nbs/81_hearing.ipynb #1e96d105
+# %% ../nbs/81_hearing.ipynb #f44468e2
 def sound_frames(
     autoencoder: Autoencoder, # whose latents
     wave: torch.Tensor,       # (samples,) at the autoencoder's rate
@@ -52,7 +52,7 @@ def sound_frames(
     z = heard_latents(autoencoder, wave, pool) if heard else autoencoder.encode(wave)
     return pool_latents(z, pool)[:, :len(wave) // (autoencoder.frame_length * pool)].T.contiguous()
 
-# %% ../nbs/81_hearing.ipynb #be7b9566
+# %% ../nbs/81_hearing.ipynb #1ab1851d
 SILENT_DB, FLOOR_DB = -60., -80.  # against the loudest moment, against full scale
 
 

@@ -7,7 +7,7 @@ __all__ = ['UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT_VERSION', 'unit_of', 'summa
            'audible_visqol', 'sound_scores', 'set_distances', 'check_clips', 'Findings', 'share_headroom', 'picture',
            'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
 
-# %% ../nbs/75_reports.ipynb #a26d6044
+# %% ../nbs/75_reports.ipynb #b6df4986
 import json
 import math
 import time
@@ -27,7 +27,7 @@ from .storage import atomic_write
 from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
 from .training import environment
 
-# %% ../nbs/75_reports.ipynb #e8123e03
+# %% ../nbs/75_reports.ipynb #5f1738e8
 UNITS = {  # what a name ends in → (unit, whether higher is better)
     'si_sdr': ('dB', True), 'snr': ('dB', True), 'mss': ('nepers', False), 'error': ('relative', False), 'envelope': ('dB', False),
     'visqol': ('MOS-LQO', True), 'pitch': ('part of the frames', True), 'fad': ('', False), 'kad': ('', False),
@@ -55,7 +55,7 @@ def summarise(
     return {'mean': float(np.mean(finite)) if finite else None, 'interval': interval, 'n': len(finite), 'unit': unit,
             'higher_is_better': higher, 'values': [v if math.isfinite(v) else None for v in values]}
 
-# %% ../nbs/75_reports.ipynb #b598283f
+# %% ../nbs/75_reports.ipynb #606f185b
 def batches(
     clips: ClipSet, # a test set
     size: int = 8,  # clips, at most
@@ -68,7 +68,7 @@ def batches(
         held.append(clip)
     yield together(clips.count - len(held))
 
-# %% ../nbs/75_reports.ipynb #71580bdb
+# %% ../nbs/75_reports.ipynb #e0594057
 def pitch_retention(
     estimate: torch.Tensor,   # (clips, samples)
     reference: torch.Tensor,  # (clips, samples)
@@ -111,7 +111,7 @@ def sound_scores(
     if 'pitch' in names and len(coded.stems) == 1: found['pitch'] = pitch_retention(estimate, coded.mixture, notes, rate)
     return found
 
-# %% ../nbs/75_reports.ipynb #e298c6f1
+# %% ../nbs/75_reports.ipynb #adf96aad
 def set_distances(
     vectors: dict,    # label of a ratio, or 'original' → (rows, dimensions) of each clip
     label: str,       # of the ratio
@@ -142,7 +142,7 @@ def check_clips(
         if 'visqol' in protocol.scores and seconds < 1:
             raise ValueError(f"{clip.name} lasts {seconds:.2f} s, and ViSQOL judges a second or more; take longer clips, or leave 'visqol' out of the scores")
 
-# %% ../nbs/75_reports.ipynb #7a89b4ba
+# %% ../nbs/75_reports.ipynb #01b9221a
 FIGURE_SETS = ('linearity', 'latent', 'noise')
 
 
@@ -202,7 +202,7 @@ def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())
 
-# %% ../nbs/75_reports.ipynb #a69e92dd
+# %% ../nbs/75_reports.ipynb #8b68aff1
 def share_headroom(
     sounds: list,      # waves of any lengths
     peak: float = .98, # that none exceeds
@@ -211,7 +211,7 @@ def share_headroom(
     loudest = max(float(sound.abs().max()) for sound in sounds)
     return [sound * min(1., peak / max(loudest, 1e-9)) for sound in sounds]
 
-# %% ../nbs/75_reports.ipynb #5bc2f3a9
+# %% ../nbs/75_reports.ipynb #4e94db7d
 def picture(
     wave: torch.Tensor, # (samples,)
     sample_rate: int,   # Hz
@@ -231,8 +231,8 @@ def separation_example(
     return {'clip': clip.name, 'seconds': coded.mixture.shape[-1] / model.sample_rate, 'mixture': show(coded.mixture),
             'stems': {name: {'separated': show(found), 'autoencoded': show(aim)} for name, (found, aim) in pairs.items()}}
 
-# %% ../nbs/75_reports.ipynb #87dfc078
-REPORT_VERSION = 1  # raised when an entry changes its meaning
+# %% ../nbs/75_reports.ipynb #a46bced1
+REPORT_VERSION = 2  # raised when an entry changes its meaning
 
 
 def measure_set(
@@ -273,7 +273,7 @@ def evaluate(
               'seconds': time.perf_counter() - start, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
-# %% ../nbs/75_reports.ipynb #882c8fca
+# %% ../nbs/75_reports.ipynb #5452962a
 def report_path(
     checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
     out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or a folder of the name in runs

@@ -7,7 +7,7 @@ __all__ = ['NOISINGS', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 
            'open_autoencoder', 'SurprisalModel', 'check_scale', 'LatentSurprisal', 'Surprisal', 'read_published',
            'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../nbs/82_surprisal.ipynb #9fc265e9
+# %% ../nbs/82_surprisal.ipynb #93e65ee7
 import csv
 import io
 from dataclasses import dataclass, field
@@ -23,15 +23,16 @@ from .flow import check_noise_levels, expected_mix, sampled_mix
 from .hearing import SILENCES, pool_latents, sound_frames
 from .likelihood import EXACT, Likelihood, LikelihoodConfig, frame_probes, path_nll, rescale_nll, to_bits, transport
 from .network import preset
+from .public_weights import PUBLIC
 from .sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, convert_sequence
 from .storage import SavedModel, atomic_write, load_pickled_weights, load_strictly
 
-# %% ../nbs/82_surprisal.ipynb #91b51fc2
+# %% ../nbs/82_surprisal.ipynb #00dc93db
 @dataclass(frozen=True)
 class SurprisalConfig:
     "Everything that must be known to use the weights of a surprisal model; raises `ValueError` for settings that cannot be."
     sequence: SequenceConfig = field(default_factory=SequenceConfig)  # sizes
-    autoencoder: str = 'public:pa-audioic'  # name of the autoencoder: a folder, a bundled name, a Hub id or public:NAME
+    autoencoder: str = 'public:pa-music2latent'  # name of the autoencoder: a folder, a bundled name, a Hub id or public:NAME
     fingerprint: str = ''    # of that autoencoder
     pool: int = 1            # neighbouring latents that are averaged into one frame
     scale: float = 1.        # deviation of the frames in training, which they are divided by
@@ -41,7 +42,7 @@ class SurprisalConfig:
         if self.pool < 1: raise ValueError(f"pool must be 1 or above, got {self.pool}")
         if not self.scale > 0: raise ValueError(f"scale must be above 0, got {self.scale}")
 
-# %% ../nbs/82_surprisal.ipynb #f75cd7f2
+# %% ../nbs/82_surprisal.ipynb #22ed69db
 def by_expectation(frames, noise_level, follow):
     "Mean of the noise process, of what is heard and of what is scored, (frames, channels) and (frames − 1, channels)."
     noised = expected_mix(frames, noise_level)
@@ -70,7 +71,7 @@ class MonteCarlo:
 
 NOISINGS = {'expectation': by_expectation, 'monte_carlo': MonteCarlo(), 'flow': by_flow}
 
-# %% ../nbs/82_surprisal.ipynb #16714299
+# %% ../nbs/82_surprisal.ipynb #4d197727
 @torch.no_grad()
 def frame_nll(
     model: SequenceModel,          # in evaluation mode
@@ -88,14 +89,14 @@ def frame_nll(
     parts = [path_nll(FrameVelocity(model.velocity, states[c]), scored[c].contiguous(), noise_level, likelihood, numbers[c]) for c in cuts]
     return Likelihood(*(torch.cat(values) for values in zip(*parts)))
 
-# %% ../nbs/82_surprisal.ipynb #1988cfad
+# %% ../nbs/82_surprisal.ipynb #a74c8a4d
 def open_autoencoder(
     name: str, # a folder, a bundled name, a Hub id, or public:NAME
 )->Autoencoder: # in evaluation mode
     "Load an autoencoder by the name that a surprisal model keeps; raises `ValueError` if there is none."
     return Autoencoder.from_public(name.removeprefix('public:')) if name.startswith('public:') else Autoencoder.from_pretrained(name)
 
-# %% ../nbs/82_surprisal.ipynb #d40f587f
+# %% ../nbs/82_surprisal.ipynb #99fd68c9
 class SurprisalModel(SavedModel):
     "A sequence model with the autoencoder whose latents it knows."
     config_class = SurprisalConfig
@@ -137,7 +138,7 @@ class SurprisalModel(SavedModel):
         except ValueError as error: raise ValueError(f"{name} needs its autoencoder {str(given)!r} (autoencoder=… names another place): {error}") from error
         return model.attach(found, any_autoencoder)
 
-# %% ../nbs/82_surprisal.ipynb #9e65c41e
+# %% ../nbs/82_surprisal.ipynb #19a4a640
 def check_scale(
     frames: torch.Tensor, # (frames, channels), divided by the scale of the training
 )->None:
@@ -145,7 +146,7 @@ def check_scale(
     deviation = float(frames.square().mean().sqrt())
     if not .2 <= deviation <= 5: raise ValueError(f"these latents are of another scale: their deviation is {deviation:.3g} times that of the training; give them as `encode` returns them")
 
-# %% ../nbs/82_surprisal.ipynb #3d8479ae
+# %% ../nbs/82_surprisal.ipynb #783ad4bb
 class LatentSurprisal(SurprisalModel):
     "Information content of latents."
 
@@ -189,7 +190,7 @@ class LatentSurprisal(SurprisalModel):
         out = torch.stack([self.score(item, levels, noising, likelihood, bits) for item in frames]).reshape(*x.shape[:-2], len(levels), -1).float()
         return out if torch.is_tensor(z) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #73ea1647
+# %% ../nbs/82_surprisal.ipynb #13010948
 class Surprisal(LatentSurprisal):
     "Information content of sound or latents, in nats per frame."
 
@@ -218,8 +219,8 @@ class Surprisal(LatentSurprisal):
         out = out.reshape(*x.shape[:-1], len(levels), total)
         return out if torch.is_tensor(wave) else out.numpy()
 
-# %% ../nbs/82_surprisal.ipynb #9ab2cef3
-PUBLIC_SURPRISAL = {'pa-audioic': ('CPJKU/pa-audioic', 'pa_rectflow.pt', 'CC BY-NC 4.0')}  # repository, file, licence
+# %% ../nbs/82_surprisal.ipynb #52d53383
+PUBLIC_SURPRISAL = {'pa-audioic': ('CPJKU/pa-audioic', 'pa_rectflow.pt', 'pa-music2latent', 'CC BY-NC 4.0')}  # repository, file, public name of the autoencoder, licence
 
 
 def read_published(
@@ -237,22 +238,22 @@ def read_published(
     config = SequenceConfig(width=layers['dim'], depth=layers['depth'], heads=layers['heads'], dropout=float(layers['ff_dropout']), context=data['max_seq_length'])
     return config, weights
 
-# %% ../nbs/82_surprisal.ipynb #f362f06d
+# %% ../nbs/82_surprisal.ipynb #25177c87
 def public_surprisal(
     name: str,                       # one of PUBLIC_SURPRISAL
     file=None,                       # the published file, or a folder that holds it; None: from the Hub
     autoencoder: Autoencoder = None, # None: the published one, beside the file or from the Hub
 )->Surprisal: # in evaluation mode
     "Load a published surprisal model with its autoencoder and print its licence; raises `ValueError` for unknown names and foreign files."
-    repo, weights_name, licence = preset(name, PUBLIC_SURPRISAL)
+    repo, weights_name, partner, licence = preset(name, PUBLIC_SURPRISAL)
     if file is None:
         from huggingface_hub import hf_hub_download
         file = hf_hub_download(repo, weights_name)
     path = Path(file) / weights_name if Path(file).is_dir() else Path(file)
     sequence, weights = read_published(path)
-    beside = path.with_name('music2latent.pt')
-    autoencoder = autoencoder or Autoencoder.from_public(name, beside if beside.is_file() else None)
-    model = Surprisal(SurprisalConfig(sequence, f'public:{name}', fingerprint(autoencoder)))
+    beside = path.with_name(PUBLIC[partner].file)
+    autoencoder = autoencoder or Autoencoder.from_public(partner, beside if beside.is_file() else None)
+    model = Surprisal(SurprisalConfig(sequence, f'public:{partner}', fingerprint(autoencoder)))
     load_strictly(model.sequence, weights, path)
     model.licence = licence
     print(f"{name}: weights of {repo}, licence {licence}")
@@ -261,7 +262,7 @@ def public_surprisal(
 
 Surprisal.from_public = staticmethod(public_surprisal)
 
-# %% ../nbs/82_surprisal.ipynb #b7a0acb4
+# %% ../nbs/82_surprisal.ipynb #df93f8fa
 def write_curves(
     path,          # file to be written, *.csv
     times,         # (frames,), seconds
@@ -288,12 +289,12 @@ def draw_curves(
     "The spectrogram above, the curves (each less its mean) below."
     from latentalign.metrics import log_mel
     seconds = len(wave) / sample_rate
-    axes[0].imshow(log_mel(torch.as_tensor(wave), sample_rate, 25), origin='lower', aspect='auto', cmap='magma', vmin=-9, vmax=2, extent=(0, seconds, 0, 80))
+    axes[0].imshow(log_mel(torch.as_tensor(wave), sample_rate, 25).numpy(), origin='lower', aspect='auto', cmap='magma', vmin=-9, vmax=2, extent=(0, seconds, 0, 80))
     axes[0].set_ylabel('mel band')
     for s, curve in zip(noise_levels, np.asarray(ic)): axes[1].plot(times, curve - np.nanmean(curve) if np.isfinite(curve).any() else curve, label=f'level {s}', lw=1)
     axes[1].set(xlabel='time in s', ylabel=f'IC less its mean\n({unit} per frame)', xlim=(0, seconds)); axes[1].legend(fontsize=7, ncols=5)
 
-# %% ../nbs/82_surprisal.ipynb #efa397cc
+# %% ../nbs/82_surprisal.ipynb #c9d507d9
 def plot_curves(
     path, # file to be written, *.png
     wave, sample_rate, times, ic, noise_levels, unit, # as for `draw_curves`

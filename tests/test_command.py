@@ -246,7 +246,8 @@ def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("line, words", [
-    ("mix music/good.wav music/deep/er/stereo.FLAC --out y.wav --model MODEL", ["0.454 s", "0.625 s"]),
+    ("mix music/good.wav music/deep/er/stereo.FLAC --out y.wav --model MODEL", ["0.4538 s", "0.6250 s"]),
+    ("mix music/good.wav short.wav --out y.wav --model MODEL", ["0.4538 s", "0.4533 s"]),
     ("mix music/good.wav --gains 1 2 --out y.wav --model MODEL", ["1 gains", "got 2"]),
     ("mix music/good.wav --gains nan --out y.wav --model MODEL", ["finite", "nan"]),
     ("mix music/good.wav --out y.mid --model MODEL", ["'.mid'", ".flac", ".safetensors"]),
@@ -256,6 +257,8 @@ def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch
     ("subtract z.safetensors music/good.wav --out y.wav --model MODEL", ["z.safetensors", "another model"])])
 def test_mixtures_that_cannot_be(work, models, capsys, line, words):
     save_latents("z.safetensors", Latents(torch.zeros(1, 64, 9), 9, 9, "another"))
+    wave, rate = soundfile.read("music/good.wav")
+    soundfile.write("short.wav", wave[:len(wave) - rate//2000], rate)              # as many frames of the latent
     assert main(line.replace("MODEL", f"{models}/one").split()) == 2
     err = capsys.readouterr().err
     assert err.startswith("latentalign: ") and len(err.splitlines()) == 1 and all(word in err for word in words), err

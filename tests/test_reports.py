@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from latentalign import Autoencoder
-from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, against, draw_bars, draw_kept, draw_noise, draw_separation,
-                                    half_kept, kept, linearity_table, noise_table, open_runs)
+from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, against, differences, draw_bars, draw_kept, draw_noise,
+                                    draw_separation, half_kept, is_certain, kept, linearity_table, noise_table, open_runs, run_colour)
 from latentalign.evaluation import Coded
 from latentalign.protocols import PROTOCOLS, SCORE_NAMES, Adapted, Chunked, Protocol, protocol_named, under_protocol
 from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, share_headroom, sound_scores, summarise, unit_of,
@@ -305,12 +305,12 @@ def test_headroom_is_shared():
 
 @pytest.fixture(scope="module")
 def runs():
-    def entry(mean): return {"mean": mean, "interval": [mean - .1, mean + .1], "n": 5}
+    def entry(mean): return {"mean": mean, "interval": [mean - .1, mean + .1], "n": 5, "values": [mean - .1, mean, None, mean, mean + .1]}
     def report(scale):
         noise = {label: {"mss": entry(1 + t), "visqol": entry(4 - 2*t*t), "si_sdr": entry(10*math.log10((1.01 - t)/t) if t else 40.)}
                  for label, t in (("inf", 0.), ("4", 1/3), ("1", .5), ("0", 1.))}
         example = {"seconds": 1., "stems": {stem: {"separated": [[0, 1]], "autoencoded": [[0, 1]]} for stem in STEMS}}
-        return {"sets": {"scores": {"linearity": {figure: entry(scale) for figure in TITLES}, "noise": noise, "example": example}}}
+        return {"version": 1, "sample_rate": 8000, "settings": {"seed": 0, "clips": 5}, "sets": {"scores": {"linearity": {figure: entry(scale) for figure in TITLES}, "noise": noise, "example": example}}}
     return {"m2l": report(2.), "lin": report(.5)}
 
 
@@ -320,7 +320,11 @@ def test_tables_set_the_papers_apart(runs):
     row = next(line for line in lines if "encoder additivity" in line)
     assert row == "| encoder additivity, error ↓, relative | 2 [1.9, 2.1] | 0.5 [0.4, 0.6] **×0.25** | *2.73* | *0.6* *(×0.22)* |"
     assert "**-1.5** | *-11.11* | *-0.59* *(+10.5)*" in next(line for line in lines if "bass, SI-SDR" in line)
+    many = linearity_table({"m2l": runs["m2l"], **{f"lin-{k}": runs["lin"] for k in range(4)}}, "scores", "m2l").splitlines()
+    assert "| 2 | 0.5 **×0.25** | 0.5 **×0.25** |" in next(line for line in many if "encoder additivity" in line), "no intervals in a wide table"
+    assert len(noise_table(runs, "scores", (), ("inf", "1")).splitlines()) == 2 + 2*2
     noise = noise_table(runs, "scores", ("aligned",)).splitlines()
+    assert noise[0] == "| run | SNR | MSS ↓, nepers | ViSQOL ↑, MOS-LQO | SI-SDR ↑, dB |"
     assert noise[2].startswith("| m2l | ∞ | 1 [0.9, 1.1] | 4 [3.9, 4.1] |") and "| *aligned, paper* | 4 |  | *3.48* | *-9.05* |" in noise and "noise alone" in noise[5]
 
 
@@ -334,6 +338,35 @@ def test_the_papers_numbers():
 
 def test_ratios_and_differences():
     assert (against("bass_mss", 1., 4.), against("snr", 1., 4.), against("mss", 1., 0.), against("mss", None, 1.)) == ("×0.25", "-3", "", "")
+
+
+def test_kad_stands_beside_the_papers_only_under_its_own_embedding(runs):
+    def report(kad): return runs["m2l"] | {"sets": {"scores": runs["m2l"]["sets"]["scores"] | {"noise": {"inf": kad}}}}
+    rows = lambda kad: [line for line in linearity_table({"m2l": report(kad)}, "scores").splitlines() if "KAD" in line]
+    entry = {"mean": 1.5, "interval": [1., 2.]}
+    assert rows({"crepe_kad": entry}) == ["| reconstruction, KAD-crepe ↓ | 1.5 [1, 2] |  |  |", "| reconstruction, KAD-clap ↓ | – | *6.53* | *6.19* *(×0.95)* |"]
+    assert rows({"clap_kad": entry}) == ["| reconstruction, KAD-clap ↓ | 1.5 [1, 2] | *6.53* | *6.19* *(×0.95)* |"] and rows({}) == []
+
+
+def test_differences_are_certain_clip_by_clip():
+    rng = np.random.default_rng(0)
+    clip, other = 5*rng.standard_normal((2, 40))
+    entry = lambda values: {"mean": 0., "values": [float(v) for v in values]}
+    better = entry(clip - .3 + .2*rng.standard_normal(40))
+    assert is_certain(better, entry(clip)) and is_certain(entry(clip), better) and not is_certain(entry(clip - .3), entry(other))
+    assert not is_certain(entry(clip), entry(clip)) and not is_certain(better, entry(clip[:39])) and not is_certain({"mean": 1.}, entry(clip))
+    certain = sum(is_certain(entry(clip + rng.standard_normal(40)), entry(clip)) for _ in range(100))
+    assert certain < 15, "5 % are meant"
+
+
+def test_runs_measured_in_different_ways_are_told(runs):
+    assert differences(runs) == {}
+    fewer = runs["lin"] | {"settings": {"seed": 0, "clips": 3, "steps": 2}}
+    assert differences(runs | {"lin": fewer}) == {"clips": {"m2l": 5, "lin": 3}, "steps": {"m2l": None, "lin": 2}}
+
+
+def test_more_than_ten_runs_have_colours_of_their_own():
+    assert len({run_colour(k) for k in range(20)}) == 20
 
 
 def test_what_is_kept(runs):

@@ -10,13 +10,15 @@ from latentalign import Autoencoder, Surprisal
 from latentalign.audio import write_audio
 from latentalign.autoencoder import fingerprint
 from latentalign.command import main
-from latentalign.effects import paired_effect
+from latentalign.effects import paired_effect, phrase, repetition, wrong_note
 from latentalign.flow import MixtureFlow, Velocity, check_noise_levels, draw_levels, stretch
 from latentalign.hearing import SILENCES, energy_span, heard_latents
 from latentalign.likelihood import EXACT, INTEGRATORS, PROBES, LikelihoodConfig, adaptive_nll, exact_divergence, integrate, path_nll, probe_divergence, separate_nll, stepped_nll, transport
+from latentalign.public_weights import PUBLIC
+from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
 from latentalign.storage import load_strictly
-from latentalign.surprisal import NOISINGS, MonteCarlo, SurprisalConfig, frame_nll
+from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
 from latentalign.surprisal_training import SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, train_surprisal
 
 
@@ -374,6 +376,17 @@ def test_published_file_loads_and_scores(published, tmp_path, autoencoder, capsy
     assert (ours - theirs.detach()).abs().max() < 1e-2
 
 
+def test_the_published_model_brings_the_autoencoder_of_its_repository(published, tmp_path, autoencoder, monkeypatch):
+    torch.save({'model_state_dict': published.state_dict(), 'max_seq_length': 4600, 'model_type': 'LTM-rectflows'}, tmp_path / 'pa_rectflow.pt')
+    asked = []
+    monkeypatch.setattr(Autoencoder, 'from_public', classmethod(lambda cls, name, file=None: asked.append((name, file)) or autoencoder))
+    assert Surprisal.from_public('pa-audioic', tmp_path).autoencoder is autoencoder
+    (tmp_path / 'music2latent.pt').touch()
+    assert Surprisal.from_public('pa-audioic', tmp_path / 'pa_rectflow.pt').config.autoencoder == 'public:pa-music2latent'
+    assert asked == [('pa-music2latent', None), ('pa-music2latent', tmp_path / 'music2latent.pt')]
+    assert PUBLIC['pa-music2latent'].repo == PUBLIC_SURPRISAL['pa-audioic'][0]
+
+
 class Trap:
     def __reduce__(self): return print, ('code was run',)
 
@@ -416,6 +429,36 @@ def test_a_stopped_run_ends_with_the_same_bits(tiny_run, tmp_path):
     assert (whole / 'model.safetensors').read_bytes() == (tmp_path / 'again' / 'model.safetensors').read_bytes()
     with pytest.raises(ValueError, match='pool'): train_surprisal(replace(again, pool=2))
     with pytest.raises(ValueError, match='steps was 4, now 5'): train_surprisal(replace(again, steps=5))
+
+
+# Effects.
+class Oracle:
+    "Surprised by every frame of sound that it has not heard, sample for sample, in the same piece."
+    frame_samples, autoencoder = 2048, type('Rate', (), {'sample_rate': 22050})
+
+    def __call__(self, wave, sample_rate, noise_levels, silence):
+        frames = wave[:len(wave) // 2048 * 2048].reshape(-1, 2048)
+        new = [float(k > 0 and not any(torch.equal(frames[k], frames[i]) for i in range(k))) for k in range(len(frames))]
+        return torch.tensor([new for _ in noise_levels])
+
+
+def test_repetition_compares_one_sound_after_two_pasts():
+    source = RenderedScores('valid', sample_rate=22050)
+    found = repetition(Oracle(), source, range(2), LEVELS, seconds=3.)
+    assert np.allclose(found['control'], 1.) and np.allclose(found['plain'], 1.) and found['plain'].shape == (2, 2)
+
+
+def test_a_wrong_note_changes_nothing_before_it():
+    source, heard = RenderedScores('valid', sample_rate=22050), []
+    class Listener(Oracle):
+        def __call__(self, wave, *args, **options): heard.append(wave); return super().__call__(wave, *args, **options)
+    wrong_note(Listener(), source, [0], LEVELS, seconds=6.)
+    right, *wrong = heard
+    onsets = [n.onset for n in phrase(source.melody(0).notes, 6.)]
+    assert len(wrong) == 6 and right.abs().max() == pytest.approx(.5)
+    for wave in wrong:
+        change = int(((wave - right).abs() > 1e-4).nonzero()[0, 0]) / 22050
+        assert min(abs(change - onset) for onset in onsets[len(onsets) // 2:]) < .02
 
 
 # The command.
