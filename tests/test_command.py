@@ -246,7 +246,7 @@ def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("line, words", [
-    ("mix music/good.wav music/deep/er/stereo.FLAC --out y.wav --model MODEL", ["0.4538 s", "0.6250 s"]),
+    ("mix music/good.wav music/deep/er/stereo.FLAC --out y.wav --model MODEL", ["0.4538 s", "0.6252 s"]),
     ("mix music/good.wav short.wav --out y.wav --model MODEL", ["0.4538 s", "0.4533 s"]),
     ("mix music/good.wav --gains 1 2 --out y.wav --model MODEL", ["1 gains", "got 2"]),
     ("mix music/good.wav --gains nan --out y.wav --model MODEL", ["finite", "nan"]),
