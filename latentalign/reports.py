@@ -145,7 +145,7 @@ def check_clips(
 # %% ../nbs/75_reports.ipynb #01b9221a
 FIGURE_SETS = ('linearity', 'latent', 'noise')
 
-
+# %% ../nbs/75_reports.ipynb #5b1d751a
 class Findings:
     "What has been found out about a model on the clips of a test set so far."
     def __init__(self,
@@ -197,7 +197,7 @@ class Findings:
                 for label in self.noise: found['noise'][label] |= set_distances(vectors, label, name, self.sample_rate, self.protocol, self.seed)
         return found
 
-
+# %% ../nbs/75_reports.ipynb #5b1d752a
 def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())

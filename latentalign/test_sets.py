@@ -118,7 +118,7 @@ def check_files(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the files of {name} do not fit together: " + ', '.join(f"{file} has {frames} samples at {rate} Hz" for file, (frames, rate) in sizes.items()))
 
-
+# %% ../nbs/65_test_sets.ipynb #5b1d651a
 def read_stems(
     paths: dict,        # {stem: (file, …)}; the files of a stem are summed
     samples: int,       # of the excerpt; 0: everything
@@ -133,7 +133,7 @@ def read_stems(
         if min(map(level_db, waves.values())) >= MIN_LEVEL_DB: break
     return {name: torch.from_numpy(wave) for name, wave in waves.items()}
 
-
+# %% ../nbs/65_test_sets.ipynb #5b1d652a
 def track_set(
     name: str,          # of the set
     tracks: list,       # (name, {stem: (file, …)}, file of the mixture or None)

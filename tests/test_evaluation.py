@@ -14,12 +14,7 @@ from latentalign.test_sets import check_stems
 CLOSE = dict(atol=2e-3, rtol=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Frames:

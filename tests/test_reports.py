@@ -24,12 +24,7 @@ from latentalign.test_sets import Clip, ClipSet, open_test_set
 FEW = Protocol(clips=3, seconds=1., snrs=(math.inf, 1., 0.), scores=("mss", "si_sdr"), embeddings=())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Linear:
