@@ -7,7 +7,7 @@ __all__ = ['GAIN', 'RATIOS', 'MIN_SECONDS', 'Row', 'listening_rows', 'Sound', 'o
            'measured', 'flac_uri', 'spectrogram_uri', 'scale_uri', 'decibels', 'Heard', 'comparisons', 'player',
            'row_html', 'clip_html', 'page_gain', 'page_html', 'check_listening', 'hear', 'write_listening']
 
-# %% ../nbs/79_listening.ipynb #8fb31c20
+# %% ../nbs/79_listening.ipynb #b485eefa
 import base64
 import io
 import math
@@ -31,7 +31,7 @@ from .reports import picture
 from .storage import atomic_write
 from .test_sets import Clip, level_per_clip, open_test_set
 
-# %% ../nbs/79_listening.ipynb #688f2982
+# %% ../nbs/79_listening.ipynb #510350a2
 GAIN = .5                          # of the row that scales the latent
 RATIOS = (math.inf, 16., 4., 1., .25)  # ratios of powers, latent to noise
 _NOISE = {16.: "a sixteenth of", 4.: "a quarter of", 1.: "all of", .25: "four times"}
@@ -72,7 +72,7 @@ def listening_rows(
         rows.append(Row(f'SNR {ratio:g}', noise, f"SNR {ratio_title(f'{ratio:g}')}", sentence, ('original',)))
     return rows
 
-# %% ../nbs/79_listening.ipynb #f8f862e6
+# %% ../nbs/79_listening.ipynb #e379bc11
 @dataclass(frozen=True)
 class Sound:
     "Something that can be played."
@@ -113,7 +113,7 @@ def listening_sounds(
     for ratio in RATIOS: made[f'SNR {ratio:g}'] = coded.decode(noisy_latents(coded.z, ratio, seed, number)) if ratio < math.inf else coded.sound
     return original_sounds(stems) | {key: Sound(wave[0].cpu(), model.sample_rate) for key, wave in made.items()}
 
-# %% ../nbs/79_listening.ipynb #e30e07d6
+# %% ../nbs/79_listening.ipynb #f91a2731
 def level_db(
     sound: Sound, # of any length
 )->float: # RMS, dB against full scale; -inf for silence
@@ -131,7 +131,7 @@ def measured(
     return {'level': level_db(sound) - level_db(reference), 'mss': float(mss_error(sound.wave, gain * reference.wave, sound.sample_rate)),
             'si_sdr': float(si_sdr_score(sound.wave, reference.wave))}
 
-# %% ../nbs/79_listening.ipynb #35a9d2a0
+# %% ../nbs/79_listening.ipynb #0fb7f50d
 def _data_uri(kind, content): return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -146,14 +146,16 @@ def flac_uri(
     soundfile.write(file, steps.short().numpy(), sound.sample_rate, format='FLAC', subtype='PCM_16')
     return _data_uri('audio/flac', file.getvalue())
 
-# %% ../nbs/79_listening.ipynb #73adcd64
+# %% ../nbs/79_listening.ipynb #69157b58
 _LEVELS = {'cmap': 'magma', 'vmin': -50, 'vmax': 20}  # dB, of all pictures
 _GREY = '#767676'
 
 
 def _png_uri(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format='png', transparent=True, pil_kwargs={'optimize': True})
+    from PIL import Image
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format='png', transparent=True)
+    Image.open(drawn).quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, 'png', optimize=True)
     return _data_uri('image/png', file.getvalue())
 
 
@@ -175,7 +177,7 @@ def spectrogram_uri(
     edge = top / (len(levels) + 1) / 2                  # half the distance of two bands
     figure = Figure(figsize=(2.5, 112 / 96), dpi=96)
     ax = figure.add_axes((.13, .235, .84, .735))
-    ax.imshow(levels, origin='lower', aspect='auto', extent=(0, len(wave) / sample_rate, edge, top - edge), **_LEVELS)
+    ax.imshow(levels, origin='lower', aspect='auto', extent=(0, len(wave) / sample_rate, edge, top - edge), interpolation='nearest', **_LEVELS)
     ticks = [f for f in (500, 2000, 5000, 12000) if f < sample_rate / 2]
     ax.set_yticks([float(hz_to_mel(torch.tensor(float(f)))) for f in ticks], [f"{f / 1000:g}" for f in ticks])
     ax.set_xlabel('time in s', labelpad=0); ax.set_ylabel('kHz', labelpad=1); _grey_axes(ax)
@@ -193,13 +195,13 @@ def scale_uri()->str: # data URI of a PNG, 240 × 40
     _grey_axes(ax)
     return _png_uri(figure)
 
-# %% ../nbs/79_listening.ipynb #33f9b97f
+# %% ../nbs/79_listening.ipynb #e6397561
 def decibels(
-    value: float,     # dB; may be infinite
-    digits: int = 1,  # after the point
+    value: float,       # dB; may be infinite
+    form: str = '.1f',  # of the number; '+.2f' writes the sign of a difference
 )->str: # '−6.0 dB'
-    "A level as it is written, with a true minus."
-    return f"{value:.{digits}f} dB".replace('-', '−').replace('inf', '∞')
+    "A level as it is written: a true minus, and no line break before the unit."
+    return f"{value:{form}}\N{NO-BREAK SPACE}dB".replace('-', '−').replace('inf', '∞')
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,11 @@ def comparisons(
     for key in row.references:
         found = measured(sounds[row.key], sounds[key], row.gain)
         times = f" (to {row.gain:g} times it)" if row.gain != 1 else ''
-        told = f"level {decibels(found['level'], 2)}, MSS{times} {found['mss']:.2f}, SI-SDR {decibels(found['si_sdr'])}" if found else "silent here, nothing to compare"
+        told = f"level {decibels(found['level'], '+.2f')}, MSS{times} {found['mss']:.2f}, SI-SDR {decibels(found['si_sdr'])}" if found else "it is silent, nothing to compare"
         lines.append(f'<br>against <a href="#{heard.place(number, key, model)}">{escape(titles[key])}</a>: {told}')
     return ''.join(lines)
 
-# %% ../nbs/79_listening.ipynb #a95be53c
+# %% ../nbs/79_listening.ipynb #90c8f0c9
 def player(
     place: str,       # id
     label: str,       # what it plays, not escaped
@@ -285,7 +287,7 @@ def clip_html(
     return (f'<section aria-labelledby="{title}">\n<h2 id="{title}">Clip {number + 1}: {escape(heard.name)}</h2>\n<div class="wide" role="region" aria-labelledby="{title}" tabindex="0">\n'
             f'<table>\n<thead><tr><th scope="col">what is to be heard</th>{columns}</tr></thead>\n{groups}</table>\n</div>\n</section>\n')
 
-# %% ../nbs/79_listening.ipynb #4579a79d
+# %% ../nbs/79_listening.ipynb #16e8c6ff
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1b1f;--soft:#5b5b66;--line:#d4d4dc;--band:#f1f1f5;--link:#0b57d0}
 @media (prefers-color-scheme:dark){:root{--back:#151519;--text:#e9e9ef;--soft:#a7a7b4;--line:#3b3b45;--band:#212129;--link:#8ab4f8}}
@@ -313,12 +315,13 @@ document.addEventListener('click', event => {
   const link = event.target.closest('figcaption a');
   if (!link) return;
   const found = document.getElementById(link.hash.slice(1));
-  event.preventDefault(); found.currentTime = 0; found.play();
+  event.preventDefault(); found.currentTime = 0;
+  found.play().catch(error => { if (error.name !== 'AbortError') throw error; });  // stopped before it began
 });
 """
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-# %% ../nbs/79_listening.ipynb #8eb13e72
+# %% ../nbs/79_listening.ipynb #2b438511
 def page_gain(
     clips: list, # of Heard
 )->float: # above 0, at most 1
@@ -347,24 +350,24 @@ def page_html(
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<p>Each row is something to be heard, each column a model. All players share one gain, <strong id="headroom">{decibels(20 * math.log10(gain), 2)}</strong>, and nothing is normalised: what is softer here is softer. Sound is 16-bit FLAC, exact to half a step.</p>
+<p>Each row is something to be heard, each column a model. All players share one gain, <strong id="headroom">{decibels(20 * math.log10(gain), '.2f')}</strong>, and nothing is normalised: what is softer here is softer. Sound is 16-bit FLAC, exact to half a step.</p>
 <p>Below a player stands the level as it is played (RMS against full scale), then what is measured against other sounds of this page, which the links play: the difference in level; the MSS, a distance of log-mel spectrograms in nepers (0 is equal); the SI-SDR, which forgives a wrong level (higher is better).</p>
 <p>Pictures are log-mel spectrograms of what is played, all with the same axes and colours:</p>
-<img src="{scale_uri()}" width="240" height="40" alt="Colours of the spectrograms, from {decibels(_LEVELS['vmin'], 0)} (black) to {decibels(_LEVELS['vmax'], 0)} (pale yellow)">
+<img src="{scale_uri()}" width="240" height="40" alt="Colours of the spectrograms, from {decibels(_LEVELS['vmin'], 'd')} (black) to {decibels(_LEVELS['vmax'], 'd')} (pale yellow)">
 </header>
 <main>
-{''.join(clip_html(heard, number, gain, rate) for number, heard in enumerate(tqdm(clips, desc='page', unit='clip', leave=False)))}<section aria-labelledby="models">
+{''.join(clip_html(heard, number, gain, rate) for number, heard in enumerate(tqdm(clips, desc='page', unit='clip', mininterval=1, leave=False)))}<section aria-labelledby="models">
 <h2 id="models">Models</h2>
 {models or f"<p>{escape(', '.join(clips[0].models))}</p>"}
 </section>
 </main>
-<footer><p>{escape(credit)}</p></footer>
+{f"<footer><p>{escape(credit)}</p></footer>" if credit else ''}
 <script>{_SCRIPT}</script>
 </body>
 </html>
 """
 
-# %% ../nbs/79_listening.ipynb #e4880145
+# %% ../nbs/79_listening.ipynb #b5e22eec
 MIN_SECONDS = .5  # of a clip: in less there is nothing to be judged
 
 
@@ -393,7 +396,7 @@ def hear(
     if len(set(shapes.values())) > 1: raise ValueError(f"{clip.name}: the stems have different lengths: {shapes}")
     length = next(iter(shapes.values()))[0] / sample_rate
     if length < MIN_SECONDS: raise ValueError(f"{clip.name} lasts {length:.2f} s and is too short to be judged: {MIN_SECONDS:g} s or more")
-    made = {name: listening_sounds(model, stems, seed, number) for name, model in tqdm(models.items(), desc=clip.name, unit='model', leave=False)}
+    made = {name: listening_sounds(model, stems, seed, number) for name, model in tqdm(models.items(), desc=clip.name, unit='model', mininterval=1, leave=False)}
     return Heard(clip.name, listening_rows(list(stems)), original_sounds(stems), made)
 
 
