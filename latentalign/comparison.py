@@ -22,7 +22,7 @@ def open_runs(
 )->dict: # name → report
     "Read the reports of some runs; raises `ValueError` if there are none, for one that cannot be read, and for a name given twice."
     given = [word.partition('=') if '=' in word else (Path(word).resolve().parent.name, '=', word) for word in text.split()]
-    given = given or [(path.parent.name, '=', path) for path in sorted(Path('runs').glob('*/evaluation.json'))]
+    given = given or [(path.parent.name.removeprefix('evaluated-'), '=', path) for path in sorted(Path('runs').glob('*/evaluation.json'))]
     if not given: raise ValueError("no reports: evaluate some runs first (nbs/evaluate.ipynb, latentalign evaluate), or name their files")
     names = [name for name, _, _ in given]
     if twice := {name for name in names if names.count(name) > 1}: raise ValueError(f"several reports are called {', '.join(sorted(twice))}: give them names, NAME=FILE")

@@ -63,7 +63,7 @@ LEAST_LEVEL = 1e-12  # levels below count as silence
 # %% ../nbs/50_network.ipynb #27e6dde9
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
-    config_class = AutoencoderConfig
+    config_class, kind = AutoencoderConfig, 'autoencoder'
 
     def __init__(self,
         config: AutoencoderConfig, # sizes and settings; the weights are random

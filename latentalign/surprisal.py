@@ -99,7 +99,7 @@ def open_autoencoder(
 # %% ../nbs/82_surprisal.ipynb #99fd68c9
 class SurprisalModel(SavedModel):
     "A sequence model with the autoencoder whose latents it knows."
-    config_class = SurprisalConfig
+    config_class, kind = SurprisalConfig, 'surprisal'
 
     def __init__(self,
         config: SurprisalConfig, # sizes and settings; the weights are random

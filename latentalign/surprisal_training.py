@@ -152,7 +152,7 @@ class FrameCrops(Dataset):
 @dataclass(frozen=True)
 class SurprisalOptions:
     "What a user chooses; raises `ValueError` that lists the known presets."
-    autoencoder: str = 'm2l-tiny'  # a run folder, a bundled name, a Hub id or public:NAME
+    autoencoder: str = 'm2l'  # a run folder, a bundled name, a Hub id or public:NAME
     preset: str = 'auto'      # one of SURPRISAL_RECIPES; auto: tiny without a GPU, small with one
     data: str = 'melodies'    # 'melodies', 'scores', a folder, several with commas, or LAYOUT:FOLDER
     pool: int = 0             # neighbouring latents a frame; 0: the recipe's

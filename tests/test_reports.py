@@ -288,7 +288,7 @@ def test_reports_that_cannot_be_read(tmp_path):
 def test_where_a_report_goes(tmp_path):
     assert report_path(str(tmp_path)) == tmp_path/"evaluation.json" and report_path("x", "y/z.json").as_posix() == "y/z.json"
     assert report_path("x", "a/b").as_posix() == "a/b/evaluation.json"
-    assert report_path("owner/name").as_posix() == "runs/owner-name/evaluation.json" and report_path("public:m2l=a/b.pt").as_posix() == "runs/m2l/evaluation.json"
+    assert report_path("owner/name").as_posix() == "runs/evaluated-owner-name/evaluation.json" and report_path("public:m2l=a/b.pt").as_posix() == "runs/evaluated-m2l/evaluation.json"
 
 
 def test_headroom_is_shared():

@@ -191,14 +191,14 @@ def test_levels_of_training_are_stratified():
 
 # Sound.
 @pytest.fixture(scope='module')
-def autoencoder(): return Autoencoder.from_pretrained('m2l-tiny')
+def autoencoder(): return Autoencoder.from_pretrained('m2l')
 
 
 @pytest.fixture(scope='module')
 def surprisal(autoencoder):
     "A model with random weights and a short context."
     torch.manual_seed(0)
-    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], depth=2, flow_depth=2, context=12), 'm2l-tiny', fingerprint(autoencoder), pool=8, scale=.7)
+    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], depth=2, flow_depth=2, context=12), 'm2l', fingerprint(autoencoder), pool=8, scale=.7)
     return stirred(Surprisal(config)).attach(autoencoder)
 
 
