@@ -43,7 +43,7 @@ PRESETS = {
         transform=TransformConfig(sample_rate=22050, hop_length=256),
         network=NetworkConfig(bins=512, fold=32, base_channels=96, multipliers=(1,), strides=(), attention=(True,),
                               denoiser_blocks=1, bottleneck_channels=256, bottleneck_blocks=1, noise_channels=128),
-        noise=NoiseConfig(p_mean=1.1, p_std=1.),
+        noise=NoiseConfig(sigma_max=10., p_mean=1.1, p_std=1.),
         window=256, context=16),
 }
 
