@@ -504,6 +504,6 @@ def test_command_tells_autoencoders_apart(surprisal, tmp_path, capsys):
     surprisal.save_pretrained(tmp_path / 'model'); write_audio(tmp_path / 'a.wav', tones(.5), 22050)
     Autoencoder.from_preset('tiny').save_pretrained(tmp_path / 'other')
     line = ['surprisal', str(tmp_path / 'a.wav'), '--out', str(tmp_path / 'ic'), '--any-autoencoder']
-    for name, code in ((str(tmp_path / 'other'), 0), ('m2l-tiny', 2)): assert main([*line, '--model', str(tmp_path / 'model'), '--autoencoder', name]) == code
+    for name, code in ((str(tmp_path / 'other'), 0), (surprisal.config.autoencoder, 2)): assert main([*line, '--model', str(tmp_path / 'model'), '--autoencoder', name]) == code
     assert 'autoencoder was' in capsys.readouterr().err
     assert main([*line, '--model', 'public:pa-audioic', '--autoencoder', str(tmp_path / 'other')]) == 2 and 'leave out --autoencoder' in capsys.readouterr().err
