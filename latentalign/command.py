@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL', 'MODEL_HELP', 'SURPRISAL', 'COMMANDS', 'find_inputs', 'plan_files',
-           'run_files', 'put_on', 'load_model', 'fingerprint', 'Latents', 'save_latents', 'load_latents', 'encode_file',
-           'decode_latents', 'at_least', 'add_manner', 'add_files', 'add_encode', 'add_decoding', 'add_sound',
-           'run_sound', 'add_decode', 'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix', 'add_result',
-           'add_mix', 'add_subtract', 'describe_model', 'describe_latents', 'add_evaluate', 'add_info', 'noise_levels',
-           'load_surprisal', 'keep_settings', 'run_surprisal', 'add_surprisal', 'main']
+           'run_files', 'put_on', 'load_model', 'load_models', 'fingerprint', 'Latents', 'save_latents', 'load_latents',
+           'encode_file', 'decode_latents', 'at_least', 'add_manner', 'add_files', 'add_encode', 'add_decoding',
+           'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix',
+           'add_result', 'add_mix', 'add_subtract', 'describe_model', 'describe_latents', 'add_evaluate', 'add_listen',
+           'add_info', 'noise_levels', 'load_surprisal', 'keep_settings', 'run_surprisal', 'add_surprisal', 'main']
 
 # %% ../nbs/90_command_line.ipynb #a0f11dab
 import argparse
@@ -101,6 +101,22 @@ def load_model(
         model = Autoencoder.from_public(public, file or None)
     else: model = Autoencoder.from_pretrained(name)
     return put_on(model, device)
+
+# %% ../nbs/90_command_line.ipynb #b91afe0b
+def load_models(
+    words: list,      # models as for `load_model`, or NAME=MODEL
+    device: str|None, # as torch names it; None: a GPU if there is one
+)->dict: # name → Autoencoder; without a name of its own a model has that of its folder, or the published one
+    "Load models that are set side by side; raises `ValueError` for one that cannot be found and for a name given twice."
+    named = {}
+    for word in words:
+        name, sign, model = word.partition('=')
+        if Path(word).is_dir(): name, model = Path(word).resolve().name, word
+        elif not sign or name.startswith('public:'): name, model = name.removeprefix('public:').rpartition('/')[2], word
+        if not name: raise ValueError(f"{word!r} gives a model no name")
+        if name in named: raise ValueError(f"two models are called {name}: give them names, NAME=MODEL")
+        named[name] = model
+    return {name: load_model(model, device) for name, model in named.items()}
 
 # %% ../nbs/90_command_line.ipynb #23b8cdf6
 def fingerprint(
@@ -417,6 +433,29 @@ def add_evaluate(
     add_manner(parser)
     parser.set_defaults(run=run)
 
+# %% ../nbs/90_command_line.ipynb #ac1f7a2d
+def add_listen(
+    parser, # to be filled in
+)->None:
+    "The command `listen`: one HTML page with the sounds of some models, as `nbs/listening.ipynb` makes it."
+    def run(options):
+        from latentalign.listening import write_listening
+        if Path(options.out).exists() and not options.overwrite: print(f"{options.out} is there already (--overwrite makes it again)", file=sys.stderr); return 0
+        models = load_models(options.models, options.device)
+        about = {name: describe_model(model) for name, model in models.items()}
+        page = write_listening(options.out, models, options.data, options.clips, options.seconds, options.seed, about, options.credit)
+        print(f"{page} written, {page.stat().st_size / 2 ** 20:.1f} MiB", file=sys.stderr)
+        return 0
+    parser.add_argument('models', nargs='+', metavar='MODEL|NAME=MODEL', help=f"a column each: {MODEL_HELP}")
+    parser.add_argument('--out', required=True, metavar='FILE', help="the page, *.html")
+    parser.add_argument('--data', default='scores', help="test set: scores, melodies, FOLDER, LAYOUT:FOLDER (%(default)s)")
+    parser.add_argument('--clips', type=at_least(1), default=1, help="how many (1)")
+    parser.add_argument('--seconds', type=float, default=2., help="of each (2)")
+    parser.add_argument('--seed', type=at_least(0), default=0, help="of clips and noise (0)")
+    parser.add_argument('--credit', default='', metavar='TEXT', help="where the sound is from and under which licence, for the foot of the page")
+    add_manner(parser)
+    parser.set_defaults(run=run)
+
 # %% ../nbs/90_command_line.ipynb #2a0c259f
 def add_info(
     parser, # to be filled in
@@ -515,6 +554,7 @@ COMMANDS = {  # name → (module, one line); the module has a function add_NAME(
     'mix': ('command', "the sound of a weighted sum of latents"),
     'subtract': ('command', "the sound of a latent without some others"),
     'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
+    'listen': ('command', "one page on which models are heard side by side"),
     'surprisal': ('command', "how surprising each tenth of a second of a sound is, one table each"),
     'info': ('command', "what a model or a latent file is"),
 }

@@ -13,11 +13,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from latentalign import Autoencoder
+from latentalign.audio import headroom, share_headroom
 from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, against, differences, draw_bars, draw_kept, draw_noise,
                                     draw_separation, half_kept, is_certain, kept, linearity_table, noise_table, open_runs, run_colour)
 from latentalign.evaluation import Coded
 from latentalign.protocols import PROTOCOLS, SCORE_NAMES, Adapted, Chunked, Protocol, protocol_named, under_protocol
-from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, share_headroom, sound_scores, summarise, unit_of,
+from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, sound_scores, summarise, unit_of,
                                  write_report)
 from latentalign.test_sets import Clip, ClipSet, open_test_set
 
@@ -294,6 +295,7 @@ def test_where_a_report_goes(tmp_path):
 def test_headroom_is_shared():
     loud, soft = share_headroom([torch.tensor([-2., 1]), torch.tensor([.5])])
     assert loud.abs().max() == pytest.approx(.98) and soft[0]/loud[1] == .5 and share_headroom([torch.tensor([.5])])[0] == .5
+    with pytest.raises(ValueError, match="no sounds"): headroom([])
 
 
 # what is drawn
