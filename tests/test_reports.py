@@ -147,7 +147,7 @@ def test_the_papers_protocols():
 
 
 @pytest.mark.parametrize("name, changes, words", [
-    ("quiet", "", "'quiet'.*quick"), ("quick", "clip=1", "'clip'.*clips"), ("quick", "clips=-1", "-1"), ("quick", "clips", "NAME=VALUE"), ("quick", "steps=0", "0"),
+    ("quiet", "", "protocol 'quiet'.*quick"), ("quick", "clip=1", "'clip'.*clips"), ("quick", "clips=-1", "-1"), ("quick", "clips", "NAME=VALUE"), ("quick", "steps=0", "0"),
     ("quick", "chunk=1 overlap=0.6", "0.6"), ("quick", "gains=[0,1]", "gains"), ("quick", "snrs=[4,1]", "infinite"), ("quick", "snrs=[Infinity,-1]", "negative"),
     ("quick", 'scores=["loudness"]', "loudness.*visqol"), ("quick", 'clips="many"', "many")])
 def test_protocols_that_cannot_be(name, changes, words):
