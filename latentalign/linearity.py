@@ -31,7 +31,7 @@ class LinearityConfig:
     def __post_init__(self):
         if self.mixtures not in MIXTURES: raise ValueError(f"unknown mixtures {self.mixtures!r}; known: {', '.join(MIXTURES)}")
         if not 0 <= self.gain_probability <= 1: raise ValueError(f"gain_probability must be in [0, 1], got {self.gain_probability}")
-        if not 0 <= self.gain_range[0] <= 1 <= self.gain_range[1]: raise ValueError(f"gain_range must be two numbers around 1, from 0 up, got {self.gain_range}")
+        if not 0 <= self.gain_range[0] <= 1 <= self.gain_range[1] < math.inf: raise ValueError(f"gain_range must be two numbers around 1, from 0 up, got {self.gain_range}")
         if not 0 <= self.hold <= 1 or not self.hold <= self.fade: raise ValueError(f"hold and fade must be 0 <= hold <= 1 and hold <= fade, got {self.hold} and {self.fade}")
         if not self.least_gain >= 0 or not self.peak > 0: raise ValueError(f"least_gain must not be negative and peak above 0, got {self.least_gain} and {self.peak}")
 

@@ -100,9 +100,13 @@ def test_relative_noise_goes_with_gain_and_fixes_the_ratio():
     assert torch.allclose(ratio, (1 - t) / (2 * t), rtol=.03)
 
 
-@pytest.mark.parametrize('bad', [dict(noise='white'), dict(times='normal'), dict(gamma=0), dict(t_std=-1)])
+@pytest.mark.parametrize('bad', [dict(noise='white'), dict(times='normal'), dict(gamma=0), dict(gamma=math.inf), dict(t_std=-1), dict(t_mean=math.nan)])
 def test_bad_alignment(bad):
     with pytest.raises(ValueError, match=str(list(bad.values())[0])): AlignmentConfig(**bad)
+
+
+def test_gains_must_be_finite():
+    with pytest.raises(ValueError, match='inf'): LinearityConfig(gain_range=(0., math.inf))
 
 
 def test_fine_tuning_across_variants(tmp_path):
@@ -135,6 +139,10 @@ def test_bad_changes(text, message):
     with pytest.raises(ValueError, match=message):
         recipe = RunOptions(preset='tiny', changes=text).recipe()
         ConsistencyObjective(Autoencoder(recipe.model), recipe)
+
+
+def test_numbers_may_begin_with_a_point():
+    assert parse_changes('a=.5 b=-.25 c=[.1,2.5] d=x/v.2 e=["x/v.2"] f=convex') == dict(a=.5, b=-.25, c=[.1, 2.5], d='x/v.2', e=['x/v.2'], f='convex')
 
 
 def test_changes_come_last():
