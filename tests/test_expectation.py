@@ -474,6 +474,7 @@ def test_notes_find_their_frames():
     assert index.tolist() == [-1, 0, 0, 1, 4, 4, 9, -1] and onset_frames([.55], ends, .06).tolist() == [5]
     assert notes_to_frames(np.arange(1, 9), index, 10).tolist() == [5, 4, 0, 0, 11, 0, 0, 0, 0, 7]
     with pytest.raises(ValueError, match="evenly"): onset_frames([0.], [0., .1, .3])
+    with pytest.raises(ValueError, match="2 values, but 1 indices"): notes_to_frames([1., 2.], np.array([0]), 3)
     with pytest.raises(ValueError, match="known: sum, max"): notes_to_frames([1.], np.array([0]), 2, "median")
 
 def test_a_late_encoder_is_found_out():
