@@ -269,6 +269,11 @@ def test_what_is_no_cnd_is_told(tmp_path, people, heard):
     with pytest.raises(ValueError, match="no struct eeg or neural with fs"): read_cnd(tmp_path)
     write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=people[0].trials[0])))
     with pytest.raises(ValueError, match="must be a cell"): read_cnd(tmp_path)
+    for field, wrong, word in (("data", dict(a=1.), "must be a cell"), ("data", cells([["a", "b", "c"]]), "numbers"), ("data", cells([[dict(a=1.)]*3]), "numbers"),
+                               ("fs", np.zeros((0, 0)), "fs must be one number"), ("fs", "64", "fs must be one number"), ("fs", np.ones((1, 2)), "fs must be one number")):
+        for version in VERSIONS:
+            write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=cells([people[0].trials])) | {field: wrong}), version)
+            with pytest.raises(ValueError, match=f"dataSub2.mat.*{word}"): read_cnd(tmp_path)
     for junk in (b"nothing"*100, b"junk", b""):
         (folder/"dataSub2.mat").write_bytes(junk)
         with pytest.raises(ValueError, match="no Matlab file"): read_cnd(tmp_path)
