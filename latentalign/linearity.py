@@ -68,7 +68,8 @@ def draw_mixture(
     config: LinearityConfig,     # how they are mixed
     generator: torch.Generator,  # source of randomness
 )->torch.Tensor: # (2, count), on the generator's device: the weights of a sound and of its neighbour
-    "Draw the weights of a batch's mixtures."
+    "Draw the weights of a batch's mixtures; raises `ValueError` for a single sound, which has no neighbour to be mixed with."
+    if count < 2 and config.mixtures != 'none': raise ValueError(f"a mixture needs two sounds, the batch has {count}: take a batch_size of 2 or more, or linearity.mixtures=none")
     if config.mixtures == 'sum': return torch.ones(2, count, device=generator.device)
     own = .5 + .5 * torch.rand(count, generator=generator, device=generator.device)
     return torch.stack([own, 1 - own])

@@ -7,6 +7,7 @@ import torch
 
 from latentalign import Autoencoder
 from latentalign.alignment import AlignmentConfig, add_latent_noise, draw_times
+from latentalign.autoencoder import fingerprint
 from latentalign.consistency import StepConfig, consistency_step
 from latentalign.linearity import LinearityConfig, draw_gains, gain_bounds, level, linear_paths
 from latentalign.network import PRESETS
@@ -83,6 +84,20 @@ def test_levels_factored_out_make_gain_exact(gain):
     assert y.std() > .01
     if math.log2(gain).is_integer(): assert torch.equal(scaled_z, gain * z) and torch.equal(scaled_y, gain * y)
     assert (scaled_z - gain * z).norm() < 1e-4 * gain * z.norm() and (scaled_y - gain * y).norm() < 1e-4 * gain * y.norm()
+
+
+def test_levels_factored_out_are_another_model_with_the_same_weights():
+    torch.manual_seed(0)
+    plain = Autoencoder.from_preset('tiny')
+    exact = Autoencoder(replace(plain.config, factor_level=True))
+    exact.load_state_dict(plain.state_dict())
+    assert fingerprint(exact) != fingerprint(plain)
+
+
+def test_a_single_sound_has_no_neighbour():
+    encode = Encoder(lambda x: x)
+    with pytest.raises(ValueError, match="the batch has 1"): linear_paths(sounds(1), encode, 0, LinearityConfig(True, True), generator())
+    assert len(linear_paths(sounds(1), encode, 0, LinearityConfig(True, mixtures='none'), generator())[0]) == 1
 
 
 def test_levels_factored_out_define_silence():
