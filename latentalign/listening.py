@@ -7,7 +7,7 @@ __all__ = ['GAIN', 'RATIOS', 'MIN_SECONDS', 'Row', 'listening_rows', 'Sound', 'o
            'measured', 'flac_uri', 'spectrogram_uri', 'scale_uri', 'decibels', 'Heard', 'comparisons', 'player',
            'row_html', 'clip_html', 'page_gain', 'page_html', 'check_listening', 'hear', 'write_listening']
 
-# %% ../nbs/79_listening.ipynb #b485eefa
+# %% ../nbs/79_listening.ipynb #275bf26e
 import base64
 import io
 import math
@@ -31,7 +31,7 @@ from .reports import picture
 from .storage import atomic_write
 from .test_sets import Clip, level_per_clip, open_test_set
 
-# %% ../nbs/79_listening.ipynb #510350a2
+# %% ../nbs/79_listening.ipynb #45870756
 GAIN = .5                          # of the row that scales the latent
 RATIOS = (math.inf, 16., 4., 1., .25)  # ratios of powers, latent to noise
 _NOISE = {16.: "a sixteenth of", 4.: "a quarter of", 1.: "all of", .25: "four times"}
@@ -72,7 +72,7 @@ def listening_rows(
         rows.append(Row(f'SNR {ratio:g}', noise, f"SNR {ratio_title(f'{ratio:g}')}", sentence, ('original',)))
     return rows
 
-# %% ../nbs/79_listening.ipynb #e379bc11
+# %% ../nbs/79_listening.ipynb #a126317f
 @dataclass(frozen=True)
 class Sound:
     "Something that can be played."
@@ -113,7 +113,7 @@ def listening_sounds(
     for ratio in RATIOS: made[f'SNR {ratio:g}'] = coded.decode(noisy_latents(coded.z, ratio, seed, number)) if ratio < math.inf else coded.sound
     return original_sounds(stems) | {key: Sound(wave[0].cpu(), model.sample_rate) for key, wave in made.items()}
 
-# %% ../nbs/79_listening.ipynb #f91a2731
+# %% ../nbs/79_listening.ipynb #76f53061
 def level_db(
     sound: Sound, # of any length
 )->float: # RMS, dB against full scale; -inf for silence
@@ -131,7 +131,7 @@ def measured(
     return {'level': level_db(sound) - level_db(reference), 'mss': float(mss_error(sound.wave, gain * reference.wave, sound.sample_rate)),
             'si_sdr': float(si_sdr_score(sound.wave, reference.wave))}
 
-# %% ../nbs/79_listening.ipynb #0fb7f50d
+# %% ../nbs/79_listening.ipynb #74af96b9
 def _data_uri(kind, content): return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -146,7 +146,7 @@ def flac_uri(
     soundfile.write(file, steps.short().numpy(), sound.sample_rate, format='FLAC', subtype='PCM_16')
     return _data_uri('audio/flac', file.getvalue())
 
-# %% ../nbs/79_listening.ipynb #69157b58
+# %% ../nbs/79_listening.ipynb #b46ebbf3
 _LEVELS = {'cmap': 'magma', 'vmin': -50, 'vmax': 20}  # dB, of all pictures
 _GREY = '#767676'
 
@@ -183,7 +183,7 @@ def spectrogram_uri(
     ax.set_xlabel('time in s', labelpad=0); ax.set_ylabel('kHz', labelpad=1); _grey_axes(ax)
     return _png_uri(figure)
 
-
+# %% ../nbs/79_listening.ipynb #3021fb7e
 def scale_uri()->str: # data URI of a PNG, 240 × 40
     "The colours of all pictures."
     from matplotlib.cm import ScalarMappable
@@ -195,7 +195,7 @@ def scale_uri()->str: # data URI of a PNG, 240 × 40
     _grey_axes(ax)
     return _png_uri(figure)
 
-# %% ../nbs/79_listening.ipynb #e6397561
+# %% ../nbs/79_listening.ipynb #b6880903
 def decibels(
     value: float,       # dB; may be infinite
     form: str = '.1f',  # of the number; '+.2f' writes the sign of a difference
@@ -237,7 +237,7 @@ def comparisons(
         lines.append(f'<br>against <a href="#{heard.place(number, key, model)}">{escape(titles[key])}</a>: {told}')
     return ''.join(lines)
 
-# %% ../nbs/79_listening.ipynb #90c8f0c9
+# %% ../nbs/79_listening.ipynb #d1f6efb6
 def player(
     place: str,       # id
     label: str,       # what it plays, not escaped
@@ -250,7 +250,7 @@ def player(
     name, played = escape(label), Sound(gain * sound.wave, sound.sample_rate)
     return (f'<figure><img src="{spectrogram_uri(sound, gain, sample_rate)}" width="240" height="112" alt="Spectrogram: {name}">'
             f'<audio id="{place}" controls preload="metadata" aria-label="{name}" src="{flac_uri(sound, gain)}"></audio>'
-            f'<figcaption>{decibels(level_db(played))}{more}</figcaption></figure>\n')
+            f'<figcaption>plays at {decibels(level_db(played))}{more}</figcaption></figure>\n')
 
 
 def row_html(
@@ -272,7 +272,7 @@ def row_html(
         cells.append(f'<td data-model="{escape(model)}">{made}</td>')
     return head + ''.join(cells) + '</tr>\n'
 
-
+# %% ../nbs/79_listening.ipynb #8d6c2af8
 def clip_html(
     heard: Heard,     # a clip
     number: int,      # of the clip, from 0
@@ -287,7 +287,7 @@ def clip_html(
     return (f'<section aria-labelledby="{title}">\n<h2 id="{title}">Clip {number + 1}: {escape(heard.name)}</h2>\n<div class="wide" role="region" aria-labelledby="{title}" tabindex="0">\n'
             f'<table>\n<thead><tr><th scope="col">what is to be heard</th>{columns}</tr></thead>\n{groups}</table>\n</div>\n</section>\n')
 
-# %% ../nbs/79_listening.ipynb #16e8c6ff
+# %% ../nbs/79_listening.ipynb #c44a4877
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1b1f;--soft:#5b5b66;--line:#d4d4dc;--band:#f1f1f5;--link:#0b57d0}
 @media (prefers-color-scheme:dark){:root{--back:#151519;--text:#e9e9ef;--soft:#a7a7b4;--line:#3b3b45;--band:#212129;--link:#8ab4f8}}
@@ -321,18 +321,18 @@ document.addEventListener('click', event => {
 """
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-# %% ../nbs/79_listening.ipynb #2b438511
+# %% ../nbs/79_listening.ipynb #5f21017b
 def page_gain(
     clips: list, # of Heard
 )->float: # above 0, at most 1
     "The gain that all players of a page share."
     return headroom([sound.wave for heard in clips for sounds in (heard.originals, *heard.models.values()) for sound in sounds.values()])
 
-
+# %% ../nbs/79_listening.ipynb #f95fe237
 def page_html(
     clips: list,      # of Heard, all of the same models
     about: dict = {}, # model → {what: text}
-    credit: str = '', # where the sound is from, under which licence
+    foot: str = '',   # where the sound is from
 )->str: # HTML
     "The whole page."
     gain, rate = page_gain(clips), clips[0].originals['original'].sample_rate
@@ -351,7 +351,7 @@ def page_html(
 <header>
 <h1>{escape(title)}</h1>
 <p>Each row is something to be heard, each column a model. All players share one gain, <strong id="headroom">{decibels(20 * math.log10(gain), '.2f')}</strong>, and nothing is normalised: what is softer here is softer. Sound is 16-bit FLAC, exact to half a step.</p>
-<p>Below a player stands the level as it is played (RMS against full scale), then what is measured against other sounds of this page, which the links play: the difference in level; the MSS, a distance of log-mel spectrograms in nepers (0 is equal); the SI-SDR, which forgives a wrong level (higher is better).</p>
+<p>Below a player stands the level at which it plays (RMS against full scale), then what is measured against other sounds of this page, which the links play: the difference in level; the MSS, a distance of log-mel spectrograms in nepers (0 is equal); the SI-SDR, which forgives a wrong level (higher is better).</p>
 <p>Pictures are log-mel spectrograms of what is played, all with the same axes and colours:</p>
 <img src="{scale_uri()}" width="240" height="40" alt="Colours of the spectrograms, from {decibels(_LEVELS['vmin'], 'd')} (black) to {decibels(_LEVELS['vmax'], 'd')} (pale yellow)">
 </header>
@@ -361,13 +361,13 @@ def page_html(
 {models or f"<p>{escape(', '.join(clips[0].models))}</p>"}
 </section>
 </main>
-{f"<footer><p>{escape(credit)}</p></footer>" if credit else ''}
+<footer><p>{escape(foot)}</p></footer>
 <script>{_SCRIPT}</script>
 </body>
 </html>
 """
 
-# %% ../nbs/79_listening.ipynb #b5e22eec
+# %% ../nbs/79_listening.ipynb #6f5a5d15
 MIN_SECONDS = .5  # of a clip: in less there is nothing to be judged
 
 
@@ -381,7 +381,7 @@ def check_listening(
     if clips < 1: raise ValueError(f"a page needs a clip or more, got {clips}")
     if not seconds >= MIN_SECONDS: raise ValueError(f"clips of {seconds:g} s are too short to be judged: {MIN_SECONDS:g} s or more")
 
-
+# %% ../nbs/79_listening.ipynb #98014a69
 def hear(
     models: dict,     # name → model
     clip: Clip,       # its stems mono
@@ -399,7 +399,7 @@ def hear(
     made = {name: listening_sounds(model, stems, seed, number) for name, model in tqdm(models.items(), desc=clip.name, unit='model', mininterval=1, leave=False)}
     return Heard(clip.name, listening_rows(list(stems)), original_sounds(stems), made)
 
-
+# %% ../nbs/79_listening.ipynb #efac762e
 def write_listening(
     path,                  # *.html
     models: dict,          # name → model
@@ -413,7 +413,8 @@ def write_listening(
     "Write a listening page, whole or not at all; raises `ValueError` for no models, unknown data, no clips and clips that cannot be used, `OSError` if writing fails."
     check_listening(models, clips, seconds)
     rate = max(model.sample_rate for model in models.values())
-    heard = [hear(models, clip, rate, seed, number) for number, clip in enumerate(open_test_set(data, rate, clips, seconds, seed))]
-    text = page_html(heard, about, credit)
+    opened = open_test_set(data, rate, clips, seconds, seed)
+    heard = [hear(models, clip, rate, seed, number) for number, clip in enumerate(opened)]
+    text = page_html(heard, about, f"Clips of {opened.name}, {seconds:g} s each, seed {seed}. {credit}".strip())
     with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
     return Path(path)

@@ -1,4 +1,4 @@
-"""evaluate, compare and playground, run through papermill at a very small size, and the command beside them."""
+"""evaluate, compare, listening and playground, run through papermill at a very small size, and the command beside them."""
 import os
 import subprocess
 import sys
@@ -67,7 +67,7 @@ def test_compare_shows_what_was_recorded(folder):
     assert {p.name for p in (folder/"page").glob("*.png")} == {"linearity.png", "noise.png", "kept.png", "separation.png"}
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "playground"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "listening", "playground"])
 def test_papermill_knows_every_parameter(name):
     "It reads the cell of parameters line by line, and passes over what it cannot read, such as an equals sign in a comment."
     cells = nbformat.read(TOP/"nbs"/f"{name}.ipynb", as_version=4).cells
@@ -75,6 +75,15 @@ def test_papermill_knows_every_parameter(name):
     wanted = [line.split(":")[0] for line in cell.source.splitlines() if line[:1].isidentifier()]
     known = PythonTranslator.inspect(cell)
     assert wanted and [p.name for p in known] == wanted and all(p.help for p in known)
+
+
+def test_listening_writes_a_page_and_shows_what_is_measured_in_it(folder):
+    printed = run(folder, "listening", "-p", "models", "m2l-tiny mine=runs/untrained", "-p", "seconds", "0.5", "-p", "out", "heard/page.html")
+    page = (folder/"heard"/"page.html").read_text()
+    assert page.count("<audio") == 5 + 2*17 and "unknown parameter" not in printed and "MiB" in printed
+    cells = nbformat.read(folder/"heard"/"listening.ipynb", as_version=4).cells
+    table = "".join(o["data"].get("text/html", "") for cell in cells for o in cell.get("outputs", []) if "data" in o)
+    assert table.count("<figcaption>") == page.count("<figcaption>") and "<audio" not in table and "<img" not in table and '<th scope="col">mine</th>' in table
 
 
 def test_compare_tells_what_it_cannot_compare(folder):

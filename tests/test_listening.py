@@ -151,12 +151,12 @@ def test_every_row_is_there_for_every_model(page, heard):
 
 def test_names_are_escaped(path, page, models, tmp_path):
     assert len(page.all("script")) == 1 and "<script>alert" not in path.read_text()
-    assert page.all("th", scope="col")[2]["text"] == EVIL and page.all("dd")[0]["text"] == EVIL and page.all("footer")[0]["text"] == f"by {EVIL}"
+    assert page.all("th", scope="col")[2]["text"] == EVIL and page.all("dd")[0]["text"] == EVIL and page.all("footer")[0]["text"] == f"Clips of scores, {SECONDS} s each, seed 3. by {EVIL}"
     rng, name = np.random.default_rng(0), """<img src=x onerror="alert('1')"> & so on"""
     soundfile.write(tmp_path/f"{name}.wav", .1*rng.standard_normal((8000, 2)), 8000)
     found = Read(write_listening(tmp_path/"page.html", {"toy": models[EVIL]}, str(tmp_path), seconds=SECONDS).read_text())
     assert found.all("h2")[0]["text"] == f"Clip 1: {name}" and len(found.all("img")) == 1 + len(found.all("audio"))
-    assert not found.all("footer")
+    assert found.all("footer")[0]["text"] == f"Clips of {tmp_path.name}, {SECONDS} s each, seed 0.", "no folders"
 
 
 # the sounds
@@ -190,7 +190,7 @@ def test_figures_beside_a_player_are_those_of_its_sound(page, heard):
     captions = [e["text"] for e in page.all("figcaption")]
     assert len(captions) == len(page.all("audio"))
     for player, caption in zip(page.all("audio"), captions):
-        assert number(caption.split()[0]) == pytest.approx(level(sound_of(player)[0]), abs=.06)
+        assert number(caption.split()[2]) == pytest.approx(level(sound_of(player)[0]), abs=.06)
     titles = {row.title: row.key for row in heard.rows}
     row = next(row for row in heard.rows if row.key == "sum")
     text = next(c for p, c in zip(page.all("audio"), captions) if p["id"] == heard.place(0, "sum", "exact"))
@@ -238,8 +238,8 @@ def test_rates_stand_side_by_side_on_one_axis(heard):
     with torch.no_grad(): tone = Sound(.3*torch.sin(2*math.pi*3000*torch.arange(8000)/8000), 8000)
     pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(spectrogram_uri(s, 1., 22050).partition(",")[2]))).convert("RGBA"), dtype=int) for s in (tone, tone.at(22050), tone.at(16000))]
     assert all(p.shape == (112, 240, 4) for p in pictures) and np.abs(pictures[0] - pictures[1]).mean() < 2 and np.abs(pictures[0] - pictures[2]).mean() < 4
-    rows = [p[:80, 60:220, :3].sum((1, 2)).argmax() for p in pictures]
-    assert max(rows) - min(rows) <= 1 and 15 < rows[0] < 40, "3 kHz, in the upper half of the mel axis"
+    rows, mel = [5 + p[5:84, 60:220, :3].sum((1, 2)).argmax() for p in pictures], lambda f: 15 + 27*math.log(f/1000)/math.log(6.4)
+    assert all(abs(row - (1 - .235 - .735*mel(3000)/mel(11025))*112) < 2 for row in rows), "3 kHz stands at 3 kHz"
     softer = np.array(Image.open(io.BytesIO(base64.b64decode(spectrogram_uri(tone, .01, 22050).partition(",")[2]))).convert("RGBA"), dtype=int)
     assert softer[5:80, 60:220, :3].mean() < .8*pictures[0][5:80, 60:220, :3].mean(), "no picture is normalised"
 
