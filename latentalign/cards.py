@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'DATA', 'LARGEST', 'lineage', 'training_seconds', 'training_facts', 'measured', 'model_card', 'bundle']
 
-# %% ../nbs/94_cards.ipynb #dff794e9
+# %% ../nbs/94_cards.ipynb #d538a63c
 import json
 import math
 from pathlib import Path
@@ -14,12 +14,12 @@ from .comparison import TITLES, markdown_table, shown
 from .reports import unit_of
 from .storage import SavedModel, atomic_write
 
-# %% ../nbs/94_cards.ipynb #359cb4b4
+# %% ../nbs/94_cards.ipynb #35bb41fd
 SCORES = ("scores of the music21 corpus (Bach's chorales, O'Neill's and Ryan's tunes; works in the public domain), rendered with random "
           "instruments of the SoundFont `TimGM6mb` (GPL-2). No recordings, no download.")
 DATA = {'scores': SCORES, 'melodies': SCORES.replace('scores', 'melodies', 1)}  # data of a run → what it is and under which licence
 
-# %% ../nbs/94_cards.ipynb #2cf43852
+# %% ../nbs/94_cards.ipynb #aaddb8bf
 def lineage(
     folder, # a run folder
 )->list: # (name of the folder, its run.json), the first run first
@@ -42,20 +42,20 @@ def training_seconds(
     records = [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
     return sum(r['seconds_per_step'] * (r['step'] - before) for r, before in zip(records, [0] + [r['step'] for r in records]))
 
-# %% ../nbs/94_cards.ipynb #6954dd8f
+# %% ../nbs/94_cards.ipynb #6e952137
 def training_facts(
     folder, # a run folder
 )->dict: # what → text
-    "How a model was trained, down to its first forbear."
+    "How a model was trained, from its first run on."
     runs, machine = lineage(folder), json.loads((Path(folder) / 'environment.json').read_text())
     steps = [f"{run['train']['steps']} steps of {run['train']['batch_size']}" + (f" (`{run['variant']}`)" if 'variant' in run else '') for _, run in runs]
     data = dict.fromkeys(name for _, run in runs for name in run['data'].split(','))
     return {'data': ' '.join(DATA.get(name, f'`{name}`') for name in data),
             'steps': ', then '.join(steps) + f", seed {runs[-1][1]['train']['seed']}",
-            'time': f"{training_seconds(folder) / 60:.0f} minutes" + (' after its forbear' if len(runs) > 1 else ''),
+            'time': f"{training_seconds(folder) / 60:.0f} minutes" + (' (without the runs before it)' if len(runs) > 1 else ''),
             'machine': f"{machine['machine']}, {machine['threads']} threads, accelerator: {machine['accelerator']}, torch {machine['torch']}"}
 
-# %% ../nbs/94_cards.ipynb #f23e79e0
+# %% ../nbs/94_cards.ipynb #0c36b2bb
 def measured(
     folder, # a run folder
 )->str: # Markdown; empty without a report
@@ -71,7 +71,7 @@ def measured(
     if 'nats_per_frame' not in report: return ''
     return markdown_table([f"{report['pieces']} held-out melodies", 'nats per frame'], [[name, f'{value:.1f}'] for name, value in report['nats_per_frame'].items()])
 
-# %% ../nbs/94_cards.ipynb #1b68bb15
+# %% ../nbs/94_cards.ipynb #0cea8337
 def model_card(
     name: str,       # of the model
     model,           # a SavedModel
@@ -83,10 +83,9 @@ def model_card(
     tags, of = {'autoencoder': ('autoencoder, consistency-model', '{0.sample_rate} Hz'), 'surprisal': ('surprisal, flow-matching', 'latents of `{0.config.autoencoder}`')}[model.kind]
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, half precision; {of.format(model)}"
     facts = '\n'.join(f'* **{key.capitalize()}:** {text}' for key, text in ({'size': size} | training_facts(folder) | {'weaknesses': weaknesses}).items())
-    return (f"---\nlicense: {model.licence or 'apache-2.0'}\ntags: [audio, music, {tags}]\n---\n# {name}\n\n{what}\n\n{facts}\n\n{measured(folder)}\n\n"
-            f"Measured on the run in single precision, before its weights were halved.\n")
+    return (f"---\nlicense: {model.licence or 'apache-2.0'}\ntags: [audio, music, {tags}]\n---\n# {name}\n\n{what}\n\n{facts}\n\n{measured(folder)}\n")
 
-# %% ../nbs/94_cards.ipynb #a828ab9d
+# %% ../nbs/94_cards.ipynb #001eab84
 LARGEST = 16e6  # bytes of a bundled file
 
 

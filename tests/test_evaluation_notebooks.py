@@ -78,7 +78,7 @@ def test_papermill_knows_every_parameter(name):
 
 
 def test_listening_writes_a_page_and_shows_what_is_measured_in_it(folder):
-    printed = run(folder, "listening", "-p", "models", "m2l-tiny mine=runs/untrained", "-p", "seconds", "0.5", "-p", "out", "heard/page.html")
+    printed = run(folder, "listening", "-p", "models", "m2l mine=runs/untrained", "-p", "seconds", "0.5", "-p", "out", "heard/page.html")
     page = (folder/"heard"/"page.html").read_text()
     assert page.count("<audio") == 5 + 2*17 and "unknown parameter" not in printed and "MiB" in printed
     cells = nbformat.read(folder/"heard"/"listening.ipynb", as_version=4).cells
