@@ -62,7 +62,7 @@ def read_audio(
 )->tuple[Tensor, int]:     # wave (channels, samples), float32, and its sample rate in Hz
     "A whole audio file. Raises ValueError if it cannot be read, is empty, or holds NaN or infinity."
     try: wave, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e}") from e
+    except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e if Path(path).is_file() else 'no such file'}") from e
     if not len(wave): raise ValueError(f"{path} is empty")
     if not np.isfinite(wave).all(): raise ValueError(f"{path} holds NaN or infinite samples")
     wave = np.ascontiguousarray(wave.mean(1, keepdims=True).T if mono else wave.T)
@@ -82,7 +82,7 @@ def read_channels(
                 while len(block := f.read(1 << 16, dtype="float32", always_2d=True)):
                     wave[n:n + len(block)] = block[:len(wave) - n, channel]
                     n += len(block)
-        except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e}") from e
+        except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e if Path(path).is_file() else 'no such file'}") from e
         if not n: raise ValueError(f"{path} is empty")
         if not np.isfinite(wave[:n]).all(): raise ValueError(f"{path} holds NaN or infinite samples")
         yield wave[:n], rate

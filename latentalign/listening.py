@@ -7,7 +7,7 @@ __all__ = ['GAIN', 'RATIOS', 'MIN_SECONDS', 'Row', 'listening_rows', 'Sound', 'o
            'measured', 'flac_uri', 'spectrogram_uri', 'scale_uri', 'decibels', 'Heard', 'comparisons', 'player',
            'row_html', 'clip_html', 'page_gain', 'page_html', 'check_listening', 'hear', 'write_listening']
 
-# %% ../nbs/79_listening.ipynb #c16fe514
+# %% ../nbs/79_listening.ipynb #f6736cad
 import base64
 import io
 import math
@@ -31,7 +31,7 @@ from .reports import picture
 from .storage import atomic_write
 from .test_sets import Clip, level_per_clip, open_test_set
 
-# %% ../nbs/79_listening.ipynb #57d65fa1
+# %% ../nbs/79_listening.ipynb #546a4f24
 GAIN = .5                          # of the row that scales the latent
 RATIOS = (math.inf, 16., 4., 1., .25)  # ratios of powers, latent to noise
 _NOISE = {16.: "a sixteenth of", 4.: "a quarter of", 1.: "all of", .25: "four times"}
@@ -72,7 +72,7 @@ def listening_rows(
         rows.append(Row(f'SNR {ratio:g}', noise, f"SNR {ratio_title(f'{ratio:g}')}", sentence, ('original',)))
     return rows
 
-# %% ../nbs/79_listening.ipynb #2fd5fab0
+# %% ../nbs/79_listening.ipynb #918e7fb7
 @dataclass(frozen=True)
 class Sound:
     "Something that can be played."
@@ -113,7 +113,7 @@ def listening_sounds(
     for ratio in RATIOS: made[f'SNR {ratio:g}'] = coded.decode(noisy_latents(coded.z, ratio, seed, number)) if ratio < math.inf else coded.sound
     return original_sounds(stems) | {key: Sound(wave[0].cpu(), model.sample_rate) for key, wave in made.items()}
 
-# %% ../nbs/79_listening.ipynb #59b8800e
+# %% ../nbs/79_listening.ipynb #ec58ac0c
 def level_db(
     sound: Sound, # of any length
 )->float: # RMS, dB against full scale; -inf for silence
@@ -131,7 +131,7 @@ def measured(
     return {'level': level_db(sound) - level_db(reference), 'mss': float(mss_error(sound.wave, gain * reference.wave, sound.sample_rate)),
             'si_sdr': float(si_sdr_score(sound.wave, reference.wave))}
 
-# %% ../nbs/79_listening.ipynb #016d5a20
+# %% ../nbs/79_listening.ipynb #e9dcd9f7
 def _data_uri(kind, content): return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -146,7 +146,7 @@ def flac_uri(
     soundfile.write(file, steps.short().numpy(), sound.sample_rate, format='FLAC', subtype='PCM_16')
     return _data_uri('audio/flac', file.getvalue())
 
-# %% ../nbs/79_listening.ipynb #346aec2c
+# %% ../nbs/79_listening.ipynb #9bce49cd
 _LEVELS = {'cmap': 'magma', 'vmin': -50, 'vmax': 20}  # dB, of all pictures
 _GREY = '#767676'
 
@@ -183,7 +183,7 @@ def spectrogram_uri(
     ax.set_xlabel('time in s', labelpad=0); ax.set_ylabel('kHz', labelpad=1); _grey_axes(ax)
     return _png_uri(figure)
 
-# %% ../nbs/79_listening.ipynb #317904ad
+# %% ../nbs/79_listening.ipynb #cbfd47f5
 def scale_uri()->str: # data URI of a PNG, 240 × 44
     "The colours of all pictures."
     from matplotlib.cm import ScalarMappable
@@ -195,7 +195,7 @@ def scale_uri()->str: # data URI of a PNG, 240 × 44
     ax.xaxis.labelpad = 1; _grey_axes(ax)
     return _png_uri(figure)
 
-# %% ../nbs/79_listening.ipynb #bf84b147
+# %% ../nbs/79_listening.ipynb #265ad35f
 def decibels(
     value: float,       # dB; may be infinite
     form: str = '.1f',  # of the number; '+.2f' writes the sign of a difference
@@ -237,7 +237,7 @@ def comparisons(
         lines.append(f'<br>against <a href="#{heard.place(number, key, model)}">{escape(titles[key])}</a>: {told}')
     return ''.join(lines)
 
-# %% ../nbs/79_listening.ipynb #56ded919
+# %% ../nbs/79_listening.ipynb #10846e22
 def player(
     place: str,       # id
     label: str,       # what it plays, not escaped
@@ -272,7 +272,7 @@ def row_html(
         cells.append(f'<td data-model="{escape(model)}">{made}</td>')
     return head + ''.join(cells) + '</tr>\n'
 
-# %% ../nbs/79_listening.ipynb #5dcc2184
+# %% ../nbs/79_listening.ipynb #64a2f965
 def clip_html(
     heard: Heard,     # a clip
     number: int,      # of the clip, from 0
@@ -287,7 +287,7 @@ def clip_html(
     return (f'<section aria-labelledby="{title}">\n<h2 id="{title}">Clip {number + 1}: {escape(heard.name)}</h2>\n<div class="wide" role="region" aria-labelledby="{title}" tabindex="0">\n'
             f'<table>\n<thead><tr><th scope="col">what is to be heard</th>{columns}</tr></thead>\n{groups}</table>\n</div>\n</section>\n')
 
-# %% ../nbs/79_listening.ipynb #3298fd97
+# %% ../nbs/79_listening.ipynb #cd04770b
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1b1f;--soft:#5b5b66;--line:#d4d4dc;--band:#f1f1f5;--link:#0b57d0}
 @media (prefers-color-scheme:dark){:root{--back:#151519;--text:#e9e9ef;--soft:#a7a7b4;--line:#3b3b45;--band:#212129;--link:#8ab4f8}}
@@ -321,14 +321,14 @@ document.addEventListener('click', event => {
 """
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-# %% ../nbs/79_listening.ipynb #14d198f2
+# %% ../nbs/79_listening.ipynb #86560982
 def page_gain(
     clips: list, # of Heard
 )->float: # above 0, at most 1
     "The gain that all players of a page share."
     return headroom([sound.wave for heard in clips for sounds in (heard.originals, *heard.models.values()) for sound in sounds.values()])
 
-# %% ../nbs/79_listening.ipynb #72495487
+# %% ../nbs/79_listening.ipynb #5f5c360d
 def page_html(
     clips: list,      # of Heard, all of the same models
     about: dict = {}, # model → {what: text}
@@ -367,7 +367,7 @@ def page_html(
 </html>
 """
 
-# %% ../nbs/79_listening.ipynb #cca87266
+# %% ../nbs/79_listening.ipynb #e1a08a89
 MIN_SECONDS = .5  # of a clip: in less there is nothing to be judged
 
 
@@ -381,7 +381,7 @@ def check_listening(
     if clips < 1: raise ValueError(f"a page needs a clip or more, got {clips}")
     if not seconds >= MIN_SECONDS: raise ValueError(f"clips of {seconds:g} s are too short to be judged: {MIN_SECONDS:g} s or more")
 
-# %% ../nbs/79_listening.ipynb #05f60b56
+# %% ../nbs/79_listening.ipynb #9a519742
 def hear(
     models: dict,     # name → model
     clip: Clip,       # its stems mono
@@ -399,7 +399,7 @@ def hear(
     made = {name: listening_sounds(model, stems, seed, number) for name, model in tqdm(models.items(), desc=clip.name, unit='model', mininterval=1, leave=False)}
     return Heard(clip.name, listening_rows(list(stems)), original_sounds(stems), made)
 
-# %% ../nbs/79_listening.ipynb #14a42f83
+# %% ../nbs/79_listening.ipynb #919495d7
 def write_listening(
     path,                  # *.html
     models: dict,          # name → model

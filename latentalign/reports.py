@@ -267,11 +267,11 @@ def evaluate(
 # %% ../nbs/75_reports.ipynb #5452962a
 def report_path(
     checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
-    out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or a folder of the name in runs
+    out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or runs/evaluated-NAME
 )->Path: # where the report goes
     "Where the report of a model is kept."
     if out.endswith('.json'): return Path(out)
-    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')
+    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / f"evaluated-{checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')}"
     return folder / 'evaluation.json'
 
 

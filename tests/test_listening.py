@@ -83,7 +83,7 @@ def number(text): return float(text.replace("−", "-").replace("∞", "inf"))
 @pytest.fixture(scope="module")
 def models():
     "The bundled weights with the level factored out (exactly homogeneous), and a toy of another rate that makes everything ten times louder."
-    plain = Autoencoder.from_pretrained("m2l-tiny")
+    plain = Autoencoder.from_pretrained("m2l")
     exact = Autoencoder(replace(plain.config, factor_level=True)).eval()
     exact.load_state_dict(plain.state_dict())
     return {"exact": exact, EVIL: Frames(decoder=lambda z: 10*z)}
@@ -295,18 +295,18 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 def test_models_have_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in ("runs/a", "runs/b=1"): Autoencoder.from_preset("tiny").save_pretrained(run)
-    assert list(load_models(["m2l-tiny", "runs/a/", "mine=runs/a", "runs/b=1"], "cpu")) == ["m2l-tiny", "a", "mine", "b=1"]
-    for words, word in ((["runs/a", "a=m2l-tiny"], "two models are called a"), (["m3l"], "m3l"), (["=m2l-tiny"], "no name")):
+    assert list(load_models(["m2l", "runs/a/", "mine=runs/a", "runs/b=1"], "cpu")) == ["m2l", "a", "mine", "b=1"]
+    for words, word in ((["runs/a", "a=m2l"], "two models are called a"), (["m3l"], "m3l"), (["=m2l"], "no name")):
         with pytest.raises(ValueError, match=word): load_models(words, "cpu")
 
 
 def test_command_writes_a_page_and_leaves_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main("listen m2l-tiny --out page.html --seconds 0.5 --data melodies --device cpu".split()) == 0
+    assert main("listen m2l --out page.html --seconds 0.5 --data melodies --device cpu".split()) == 0
     found = Read(Path("page.html").read_text())
     assert len(found.all("audio")) == 4 + len(RATIOS) and "fingerprint" in found.all("dl")[0]["text"] and "MiB" in capsys.readouterr().err
     before = Path("page.html").stat().st_mtime_ns
-    assert main("listen m2l-tiny --out page.html".split()) == 0 and Path("page.html").stat().st_mtime_ns == before
+    assert main("listen m2l --out page.html".split()) == 0 and Path("page.html").stat().st_mtime_ns == before
     assert main("listen m3l --out no.html".split()) == 2 and "m3l" in capsys.readouterr().err and not Path("no.html").exists()
 
 
