@@ -1,6 +1,6 @@
 # Each target stands alone: it makes .venv first if that is missing or out of date.
 VARIANT ?= lin
-AUTOENCODER ?= m2l-tiny
+AUTOENCODER ?= m2l
 ARGS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 

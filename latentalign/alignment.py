@@ -31,7 +31,8 @@ class AlignmentConfig:
         for name, known in (('noise', LATENT_NOISES), ('times', NOISE_TIMES)):
             if getattr(self, name) not in known: raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ('gamma', 't_std'):
-            if not getattr(self, name) > 0: raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        if not math.isfinite(self.t_mean): raise ValueError(f"t_mean must be finite, got {self.t_mean}")
 
 # %% ../nbs/44_alignment.ipynb #90b3d7d5
 def draw_times(

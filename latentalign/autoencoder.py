@@ -217,7 +217,8 @@ def fingerprint(
     "Tell models apart: a hash of weights, transform and windows, the same on every device."
     config = model.config
     t = config.transform
-    known = hashlib.sha256(repr((t.sample_rate, t.hop_length, t.alpha, t.beta, config.window, config.context)).encode())
+    latents = (t.sample_rate, t.hop_length, t.alpha, t.beta, config.window, config.context) + config.factor_level * ('factor_level',)
+    known = hashlib.sha256(repr(latents).encode())
     for name, weight in sorted(model.state_dict().items()):
         known.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         known.update(weight.detach().cpu().contiguous().numpy().data)

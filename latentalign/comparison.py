@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER_LINEARITY', 'PAPER_NOISE', 'RATIOS', 'TITLES', 'SCORE_TITLES', 'open_runs', 'differences', 'against',
-           'is_certain', 'shown', 'markdown_table', 'ratio_title', 'figure_title', 'table_figures', 'linearity_table',
-           'noise_table', 'run_colour', 'draw_bars', 'draw_noise', 'draw_separation', 'kept', 'half_kept', 'draw_kept']
+           'same_clips', 'is_certain', 'shown', 'markdown_table', 'ratio_title', 'figure_title', 'table_figures',
+           'linearity_table', 'noise_table', 'run_colour', 'draw_bars', 'draw_noise', 'draw_separation', 'kept',
+           'half_kept', 'draw_kept']
 
 # %% ../nbs/77_comparison.ipynb #1ff2ed26
 from pathlib import Path
@@ -22,7 +23,7 @@ def open_runs(
 )->dict: # name → report
     "Read the reports of some runs; raises `ValueError` if there are none, for one that cannot be read, and for a name given twice."
     given = [word.partition('=') if '=' in word else (Path(word).resolve().parent.name, '=', word) for word in text.split()]
-    given = given or [(path.parent.name, '=', path) for path in sorted(Path('runs').glob('*/evaluation.json'))]
+    given = given or [(path.parent.name.removeprefix('evaluated-'), '=', path) for path in sorted(Path('runs').glob('*/evaluation.json'))]
     if not given: raise ValueError("no reports: evaluate some runs first (nbs/evaluate.ipynb, latentalign evaluate), or name their files")
     names = [name for name, _, _ in given]
     if twice := {name for name in names if names.count(name) > 1}: raise ValueError(f"several reports are called {', '.join(sorted(twice))}: give them names, NAME=FILE")
@@ -71,6 +72,15 @@ def against(
     if value is None or baseline is None: return ''
     if not figure.endswith(RATIOS): return f'{value - baseline:+.3g}'
     return f'×{value / baseline:.2f}' if baseline > 0 else ''
+
+
+def same_clips(
+    runs: dict, # name → report
+    *names: str, # of some of them
+)->bool: # False too where one is missing
+    "Whether runs were measured on the same clips, so that these are pairs: as many, as long, drawn with one seed, at one rate."
+    chosen = lambda report: [report.get('sample_rate'), *(report.get('settings', {}).get(key) for key in ('clips', 'seconds', 'seed'))]
+    return all(name in runs and chosen(runs[name]) == chosen(runs[names[0]]) for name in names)
 
 
 def is_certain(
@@ -156,7 +166,7 @@ def linearity_table(
         row = [title]
         for name, found in measured.items():
             change = against(figure, mean(name, figure), mean(baseline, figure)) if name != baseline else ''
-            if is_certain(found.get(figure), measured.get(baseline, {}).get(figure)): change = f'**{change}**'
+            if same_clips(runs, name, baseline) and is_certain(found.get(figure), measured.get(baseline, {}).get(figure)): change = f'**{change}**'
             row.append(f"{shown(found.get(figure), len(measured) < 5)} {change}".strip())
         reported = [PAPER_LINEARITY[p].get(figure) for p in papers]
         for k, value in enumerate(reported): row.append('' if value is None else f"*{value:g}*" + (f" *({against(figure, value, reported[0])})*" if k else ''))
@@ -214,14 +224,15 @@ def draw_noise(
     figure: str,   # of a reconstruction
 )->None:
     "A figure over the ratio of latent to noise, a line for each run, its interval shaded."
-    for k, (name, report) in enumerate(runs.items()):
-        found = report['sets'][clips].get('noise', {})
-        points = [(x, f[figure]) for x, f in enumerate(found.values()) if f.get(figure) and f[figure]['mean'] is not None]
+    noises = [report['sets'][clips].get('noise', {}) for report in runs.values()]
+    labels = sorted({label for found in noises for label in found}, key=float, reverse=True)
+    ax.set_xticks(range(len(labels)), [ratio_title(label).replace(' ', '\n') for label in labels], fontsize=8)
+    for k, (name, found) in enumerate(zip(runs, noises)):
+        points = [(labels.index(label), f[figure]) for label, f in found.items() if f.get(figure) and f[figure]['mean'] is not None]
         if not points: continue
         x, means = [x for x, _ in points], [f['mean'] for _, f in points]
         ax.plot(x, means, 'o-', color=run_colour(k), label=name, ms=3)
         ax.fill_between(x, *zip(*(f['interval'] or [f['mean']] * 2 for _, f in points)), color=run_colour(k), alpha=.2, lw=0)
-        ax.set_xticks(range(len(found)), [ratio_title(label).replace(' ', '\n') for label in found], fontsize=8)
     ax.set(xlabel='SNR of the latent'); ax.set_title(figure_title(figure), fontsize=9)
 
 # %% ../nbs/77_comparison.ipynb #ae73fa5d

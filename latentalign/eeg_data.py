@@ -293,12 +293,15 @@ def cnd_field(
     names:tuple,   # of the struct, either
     path:Path,     # for messages
 )->dict:           # the struct, with fields data and fs
-    "The struct of a CND file. Raises ValueError if it is not there."
+    "The struct of a CND file, its rate as a number. Raises ValueError if it is not there, or its data are no cell of numbers."
     found = next((variables[n] for n in names if isinstance(variables.get(n), dict)), None)
     missing = [f for f in ("data", "fs") if found is None or f not in found]
     if missing: raise ValueError(f"{path} is no CND file: no struct {' or '.join(names)} with {' and '.join(missing)}")
-    if found["data"].dtype != object: raise ValueError(f"{path}: data must be a cell of trials")
-    return found
+    data, fs = found["data"], np.ravel(found["fs"])
+    if not isinstance(data, ndarray) or data.dtype != object or not all(isinstance(t, ndarray) and t.dtype.kind in "biuf" for t in data.flat):
+        raise ValueError(f"{path}: data must be a cell of trials, each an array of numbers")
+    if fs.size != 1 or fs.dtype.kind not in "iuf": raise ValueError(f"{path}: fs must be one number, got {found['fs']!r}")
+    return found | {"fs": float(fs[0])}
 
 # %% ../nbs/89_eeg_data.ipynb #49d72be7
 def cnd_stimulus(
@@ -309,7 +312,7 @@ def cnd_stimulus(
     stim = cnd_field(variables, ("stim",), path)
     names = [str(n) for n in np.ravel(stim["names"])] if "names" in stim else []
     names += [f"feature{i + 1}" for i in range(len(names), len(stim["data"]))]
-    return Stimulus({name: [np.asarray(t, float) for t in row] for name, row in zip(names, stim["data"])}, float(np.ravel(stim["fs"])[0]))
+    return Stimulus({name: [np.asarray(t, float) for t in row] for name, row in zip(names, stim["data"])}, stim["fs"])
 
 # %% ../nbs/89_eeg_data.ipynb #48c7bd89
 def cnd_recording(
@@ -326,7 +329,7 @@ def cnd_recording(
     places = eeg.get("chanlocs", [])
     places = [places] if isinstance(places, dict) else places if isinstance(places, list) else []
     known = bool(places) and all(np.size(p.get(axis, ())) == 1 for p in places for axis in "XYZ")
-    return Recording(cut(eeg["data"]), float(np.ravel(eeg["fs"])[0]), tuple(str(p.get("labels", "")) for p in places),
+    return Recording(cut(eeg["data"]), eeg["fs"], tuple(str(p.get("labels", "")) for p in places),
                      np.array([[float(np.ravel(p[axis])[0]) for axis in "YXZ"] for p in places])*[-1, 1, 1] if known else None, mastoids,
                      tuple(np.ravel(eeg["origTrialPosition"]).astype(int).tolist()) if np.size(eeg.get("origTrialPosition", ())) else None, path.stem)
 

@@ -308,8 +308,9 @@ def notes_to_frames(
     frames:int,          # how many there are
     reduction:str="sum", # "sum" or "max" of the notes that begin in a frame
 )->ndarray:              # (frames,), 0 where no note begins
-    "Values of notes as impulses on frames. Raises ValueError on an unknown reduction."
+    "Values of notes as impulses on frames. Raises ValueError on an unknown reduction, or if values and indices differ in number."
     if reduction not in REDUCTIONS: raise ValueError(f"unknown reduction {reduction!r}; known: {', '.join(REDUCTIONS)}")
+    if len(values) != len(index): raise ValueError(f"{len(values)} values, but {len(index)} indices of frames")
     found, there = np.zeros(frames), index >= 0
     if reduction == "max": found[index[there]] = -np.inf
     REDUCTIONS[reduction].at(found, index[there], np.asarray(values, float)[there])

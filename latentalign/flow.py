@@ -26,7 +26,7 @@ def check_noise_levels(
 )->tuple[float, ...]: # each in [0, 1)
     "Noise levels as a tuple; raises `ValueError` for none at all and for levels outside [0, 1)."
     if hasattr(noise_levels, 'tolist'): noise_levels = noise_levels.tolist()
-    levels = tuple(noise_levels) if hasattr(noise_levels, '__iter__') else (noise_levels,)
+    levels = tuple(noise_levels) if hasattr(noise_levels, '__iter__') and not isinstance(noise_levels, str) else (noise_levels,)
     if not levels: raise ValueError("no noise level given; give one or more in [0, 1)")
     for s in levels:
         if isinstance(s, bool) or not isinstance(s, numbers.Real): raise ValueError(f"a noise level is a number in [0, 1), got {s!r}")

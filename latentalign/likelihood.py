@@ -203,7 +203,7 @@ def frame_probes(
 class Likelihood(NamedTuple):
     "Negative log-densities and what is known of their error."
     nll: torch.Tensor    # (points,), nats, float64
-    error: torch.Tensor  # (points,), standard error that the probes leave, nats; 0: exact divergence, NaN: one probe, which does not tell
+    error: torch.Tensor  # (points,), standard error that the probes leave, nats; 0: exact divergence, NaN: one probe, which does not tell; an upper bound for orthogonal probes
 
 
 def path_nll(

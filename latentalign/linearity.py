@@ -31,7 +31,7 @@ class LinearityConfig:
     def __post_init__(self):
         if self.mixtures not in MIXTURES: raise ValueError(f"unknown mixtures {self.mixtures!r}; known: {', '.join(MIXTURES)}")
         if not 0 <= self.gain_probability <= 1: raise ValueError(f"gain_probability must be in [0, 1], got {self.gain_probability}")
-        if not 0 <= self.gain_range[0] <= 1 <= self.gain_range[1]: raise ValueError(f"gain_range must be two numbers around 1, from 0 up, got {self.gain_range}")
+        if not 0 <= self.gain_range[0] <= 1 <= self.gain_range[1] < math.inf: raise ValueError(f"gain_range must be two numbers around 1, from 0 up, got {self.gain_range}")
         if not 0 <= self.hold <= 1 or not self.hold <= self.fade: raise ValueError(f"hold and fade must be 0 <= hold <= 1 and hold <= fade, got {self.hold} and {self.fade}")
         if not self.least_gain >= 0 or not self.peak > 0: raise ValueError(f"least_gain must not be negative and peak above 0, got {self.least_gain} and {self.peak}")
 
@@ -68,7 +68,8 @@ def draw_mixture(
     config: LinearityConfig,     # how they are mixed
     generator: torch.Generator,  # source of randomness
 )->torch.Tensor: # (2, count), on the generator's device: the weights of a sound and of its neighbour
-    "Draw the weights of a batch's mixtures."
+    "Draw the weights of a batch's mixtures; raises `ValueError` for a single sound, which has no neighbour to be mixed with."
+    if count < 2 and config.mixtures != 'none': raise ValueError(f"a mixture needs two sounds, the batch has {count}: take a batch_size of 2 or more, or linearity.mixtures=none")
     if config.mixtures == 'sum': return torch.ones(2, count, device=generator.device)
     own = .5 + .5 * torch.rand(count, generator=generator, device=generator.device)
     return torch.stack([own, 1 - own])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TICKS', 'LEGATO', 'KEY_PROFILES', 'READERS', 'BASICS', 'VIEWPOINTS', 'to_ticks', 'Melody', 'place', 'check_melody',
-           'single_line', 'estimate_tonic', 'read_midi', 'read_score', 'signatures', 'read_idyom', 'idyom_piece',
-           'read_melody', 'piece_melody', 'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint',
-           'viewpoint', 'view_melody']
+           'single_line', 'estimate_tonic', 'read_midi', 'read_score', 'signatures', 'read_idyom', 'idyom_number',
+           'idyom_piece', 'read_melody', 'piece_melody', 'essen_pieces', 'corpus_melodies', 'Event', 'melody_events',
+           'Viewpoint', 'viewpoint', 'view_melody']
 
 # %% ../nbs/85_melodies.ipynb #3d847711
 import csv, gzip, json, math, warnings, zlib
@@ -188,20 +188,32 @@ def read_idyom(
     path:str|Path,           # table written by IDyOM
     units:float=24.,         # its units of time in a quarter note
 )->list:                     # (melody, {column: (notes,) values, NaN where the table says NA}) of each piece, in its order
-    "Melodies and IDyOM's own values. Raises ValueError if columns are missing, a row is ragged, or a note has no duration."
+    "Melodies and IDyOM's own values. Raises ValueError if columns are missing, a row is ragged, a value is no number, or a note has no duration."
     if not Path(path).is_file(): raise ValueError(f"no such file: {path}")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [[w for w in row if w] for row in csv.reader(file, delimiter=" ", skipinitialspace=True) if any(row)]
+    text = Path(path).read_text(encoding="utf-8").splitlines()
+    between = next((c for c in "\t,;" if text and c in text[0]), " ")
+    rows = [[w.strip() for w in row if w.strip()] for row in csv.reader(text, delimiter=between, skipinitialspace=True) if any(row)]
     head, rows = rows[0] if rows else [], rows[1:]
     missing = [c for c in ("melody.id", "melody.name", "onset", "dur", "cpitch") if c not in head]
     if missing: raise ValueError(f"{path} is no table of IDyOM's notes: no column {', '.join(missing)}")
     if not rows: raise ValueError(f"{path} has no notes")
     for i, row in enumerate(rows):
         if len(row) != len(head): raise ValueError(f"{path}, line {i + 2}: {len(row)} values for {len(head)} columns")
-    number = {c: np.array([float("nan") if r[i].upper() in ("NA", "NIL") else float(r[i]) for r in rows]) for i, c in enumerate(head) if c != "melody.name"}
+    number = {c: np.array([idyom_number(r[i], f"{path}, line {k + 2}, column {c}") for k, r in enumerate(rows)]) for i, c in enumerate(head) if c != "melody.name"}
     pieces, names = number["melody.id"], [r[head.index("melody.name")] for r in rows]
     found = [np.flatnonzero(pieces == k) for k in dict.fromkeys(pieces)]
     return [idyom_piece({c: v[i] for c, v in number.items()}, names[i[0]], units) for i in found]
+
+# %% ../nbs/85_melodies.ipynb #7c1e52aa
+def idyom_number(
+    word:str,   # as it stands in the table
+    where:str,  # for messages
+)->float:       # NaN where it is not known
+    "A number as Lisp writes it. Raises ValueError if it is none."
+    if word.upper() in ("NA", "NIL"): return float("nan")
+    top, _, bottom = word.lower().replace("d", "e").partition("/")
+    try: return float(top)/float(bottom or 1)
+    except (ValueError, ZeroDivisionError) as e: raise ValueError(f"{where}: {word!r} is no number") from e
 
 # %% ../nbs/85_melodies.ipynb #ad5d4d7b
 def idyom_piece(

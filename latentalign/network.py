@@ -43,7 +43,7 @@ PRESETS = {
         transform=TransformConfig(sample_rate=22050, hop_length=256),
         network=NetworkConfig(bins=512, fold=32, base_channels=96, multipliers=(1,), strides=(), attention=(True,),
                               denoiser_blocks=1, bottleneck_channels=256, bottleneck_blocks=1, noise_channels=128),
-        noise=NoiseConfig(p_mean=1.1, p_std=1.),
+        noise=NoiseConfig(sigma_max=10., p_mean=1.1, p_std=1.),
         window=256, context=16),
 }
 
@@ -63,7 +63,7 @@ LEAST_LEVEL = 1e-12  # levels below count as silence
 # %% ../nbs/50_network.ipynb #27e6dde9
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
-    config_class = AutoencoderConfig
+    config_class, kind = AutoencoderConfig, 'autoencoder'
 
     def __init__(self,
         config: AutoencoderConfig, # sizes and settings; the weights are random

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT_VERSION', 'unit_of', 'summarise', 'batches', 'pitch_retention',
-           'audible_visqol', 'sound_scores', 'set_distances', 'check_clips', 'Findings', 'share_headroom', 'picture',
+           'audible_visqol', 'sound_scores', 'set_distances', 'check_clips', 'Findings', 'picture',
            'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
 
 # %% ../nbs/75_reports.ipynb #b6df4986
@@ -202,15 +202,6 @@ def _append(to, values):
     "Append (clips,) values to the list of their name."
     for name, value in values.items(): to.setdefault(name, []).extend(value.tolist())
 
-# %% ../nbs/75_reports.ipynb #8b68aff1
-def share_headroom(
-    sounds: list,      # waves of any lengths
-    peak: float = .98, # that none exceeds
-)->list: # the waves, all scaled alike
-    "Sounds at the levels they have to each other: as they are, or all quieter by the same gain where one would clip."
-    loudest = max(float(sound.abs().max()) for sound in sounds)
-    return [sound * min(1., peak / max(loudest, 1e-9)) for sound in sounds]
-
 # %% ../nbs/75_reports.ipynb #4e94db7d
 def picture(
     wave: torch.Tensor, # (samples,)
@@ -276,11 +267,11 @@ def evaluate(
 # %% ../nbs/75_reports.ipynb #5452962a
 def report_path(
     checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
-    out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or a folder of the name in runs
+    out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or runs/evaluated-NAME
 )->Path: # where the report goes
     "Where the report of a model is kept."
     if out.endswith('.json'): return Path(out)
-    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')
+    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / f"evaluated-{checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')}"
     return folder / 'evaluation.json'
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'atomic_write', 'config_from_dict', 'config_to_dict', 'change_config',
-           'save_weights', 'load_weights', 'save_state', 'load_pickled_weights', 'load_strictly', 'locate',
-           'SavedModel']
+           'save_weights', 'load_weights', 'save_state', 'load_pickled_weights', 'load_strictly', 'bundled_models',
+           'locate', 'SavedModel']
 
 # %% ../nbs/46_storage.ipynb #4c005df0
 import dataclasses
@@ -152,7 +152,7 @@ def load_strictly(
     module.load_state_dict(weights)
 
 # %% ../nbs/46_storage.ipynb #ed5ce72b
-BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # one folder a bundled model
+BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # KIND/NAME: the models that come with the package
 MODEL_FILES = ('config.json', 'model.safetensors')
 
 
@@ -167,14 +167,21 @@ def _download(name):
         raise ValueError(f"{absent}, and the Hub says: {error}") from error
 
 
+def bundled_models(
+    kind: str, # of model
+)->list: # names, sorted
+    "The models of a kind that come with the package."
+    return sorted(p.name for p in (BUNDLED / kind).glob('*') if p.is_dir())
+
+
 def locate(
-    name, # folder, bundled name or Hub id
+    name,      # folder, bundled name or Hub id
+    kind: str, # of model, among which a bundled name is looked for
 )->Path: # folder that holds MODEL_FILES
     "The folder of a saved model, downloaded from the Hub if need be; raises `ValueError` that lists what there is."
-    folder = Path(name)
-    if not folder.is_dir() and (BUNDLED / str(name)).is_dir(): folder = BUNDLED / str(name)
+    folder, bundled = Path(name), bundled_models(kind)
+    if not folder.is_dir() and str(name) in bundled: folder = BUNDLED / kind / str(name)
     if not folder.is_dir():
-        bundled = sorted(p.name for p in BUNDLED.glob('*') if p.is_dir())
         if str(name).count('/') != 1 or str(name).startswith(('.', '/')):
             raise ValueError(f"no model {str(name)!r}: neither a folder, nor a Hub id (owner/name), nor bundled (bundled: {', '.join(bundled) or 'none'})")
         folder = _download(str(name))
@@ -186,6 +193,7 @@ def locate(
 class SavedModel(torch.nn.Module):
     "A module that is built from its `config` alone and can be saved to, and loaded from, a folder or the Hub."
     config_class: type  # the dataclass that configures it
+    kind: str = ''      # of model: bundled ones are looked for among their kind
     licence: str = ''   # of the weights, where they have one of their own; saved with them
 
     def save_pretrained(self,
@@ -201,7 +209,7 @@ class SavedModel(torch.nn.Module):
         name, # a folder, a bundled name or a Hub id (owner/name)
     ): # the model, in evaluation mode
         "Load a saved model; raises `ValueError` naming what is missing, damaged, newer or does not fit."
-        folder = locate(name)
+        folder = locate(name, cls.kind)
         try:
             data = json.loads((folder / 'config.json').read_text())
             licence = data.pop('licence', '') if isinstance(data, dict) else ''

@@ -25,7 +25,7 @@ from .likelihood import EXACT, Likelihood, LikelihoodConfig, frame_probes, path_
 from .network import preset
 from .public_weights import PUBLIC
 from .sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, convert_sequence
-from .storage import SavedModel, atomic_write, load_pickled_weights, load_strictly
+from .storage import SavedModel, atomic_write, change_config, load_pickled_weights, load_strictly
 
 # %% ../nbs/82_surprisal.ipynb #00dc93db
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def open_autoencoder(
 # %% ../nbs/82_surprisal.ipynb #99fd68c9
 class SurprisalModel(SavedModel):
     "A sequence model with the autoencoder whose latents it knows."
-    config_class = SurprisalConfig
+    config_class, kind = SurprisalConfig, 'surprisal'
 
     def __init__(self,
         config: SurprisalConfig, # sizes and settings; the weights are random
@@ -165,12 +165,11 @@ class LatentSurprisal(SurprisalModel):
         return frames.to(self.sequence.velocity.out.weight) / self.config.scale
 
     def score(self,
-        frames: torch.Tensor,  # (frames, channels), of unit deviation
+        frames: torch.Tensor,  # (frames, channels), of unit deviation, two or more
         levels: tuple,         # noise levels
         noising, likelihood, bits, # as for `forward`
     )->torch.Tensor: # (levels, frames), NaN first
         "IC of some frames in the unit that latents have outside."
-        if len(frames) < 2: raise ValueError(f"{len(frames)} frame is too short a piece: the second frame is the first that can be predicted")
         way = preset(noising, NOISINGS) if isinstance(noising, str) else noising
         nll = torch.stack([frame_nll(self.sequence, frames, s, way, likelihood).nll for s in levels])
         ic = rescale_nll(nll, self.config.scale, frames.shape[1])
@@ -186,6 +185,7 @@ class LatentSurprisal(SurprisalModel):
         "IC of latents; raises `ValueError` for another width or scale, NaN, fewer than two frames and levels outside [0, 1)."
         levels, x = check_noise_levels(noise_levels), check_latents(z, self.config.sequence.channels)
         frames = pool_latents(x.reshape(-1, *x.shape[-2:]), self.config.pool).mT.to(self.sequence.velocity.out.weight) / self.config.scale
+        if frames.shape[1] < 2: raise ValueError(f"the piece is too short: two frames are needed, of which the second can be predicted, got {frames.shape[1]}")
         for item in frames: check_scale(item)
         out = torch.stack([self.score(item, levels, noising, likelihood, bits) for item in frames]).reshape(*x.shape[:-2], len(levels), -1).float()
         return out if torch.is_tensor(z) else out.numpy()
@@ -228,15 +228,17 @@ def read_published(
 )->tuple: # (SequenceConfig, weights by name)
     "Sizes and weights of a published surprisal model; raises `ValueError` for files that are damaged, hold code or settings that are not known."
     data = load_pickled_weights(path)
-    if not isinstance(data, dict) or not {'model_state_dict', 'max_seq_length', 'model_type'} <= data.keys(): raise ValueError(f"{path} holds no published surprisal model")
+    kinds = {'model_state_dict': dict, 'max_seq_length': int, 'model_type': str}
+    if not isinstance(data, dict) or not all(isinstance(data.get(k), kind) for k, kind in kinds.items()) or not all(map(torch.is_tensor, data['model_state_dict'].values())): raise ValueError(f"{path} holds no published surprisal model")
     if data['model_type'] != 'LTM-rectflows': raise ValueError(f"{path}: unknown model type {data['model_type']!r}; known: LTM-rectflows")
-    given = dict(data.get('model_kwargs') or {})
-    layers = {'dim': 256, 'depth': 12, 'heads': 8, 'rotary_pos_emb': True, 'ff_dropout': .1} | dict(given.pop('causal_transformer_hparams', {}))
-    odd = [k for k, v in given.items() if v and k not in ('pos_enc', 'transformer_wrapper_hparams')] + [k for k in layers if k not in ('dim', 'depth', 'heads', 'rotary_pos_emb', 'attn_flash', 'attn_dropout', 'ff_dropout')]
+    given, inner = data.get('model_kwargs') or {}, 'causal_transformer_hparams'
+    if not isinstance(given, dict) or not isinstance(given.get(inner, {}), dict): raise ValueError(f"{path}: model_kwargs must be settings by name, got {given!r}")
+    layers = {'dim': 256, 'depth': 12, 'heads': 8, 'rotary_pos_emb': True, 'ff_dropout': .1} | given.get(inner, {})
+    odd = [k for k, v in given.items() if v and k not in ('pos_enc', 'transformer_wrapper_hparams', inner)] + [k for k in layers if k not in ('dim', 'depth', 'heads', 'rotary_pos_emb', 'attn_flash', 'attn_dropout', 'ff_dropout')]
     if odd or not layers['rotary_pos_emb']: raise ValueError(f"{path}: settings that are not known: {', '.join(odd) or 'no rotary positions'}")
     weights = convert_sequence(data['model_state_dict'])
-    config = SequenceConfig(width=layers['dim'], depth=layers['depth'], heads=layers['heads'], dropout=float(layers['ff_dropout']), context=data['max_seq_length'])
-    return config, weights
+    sizes = {'width': layers['dim'], 'depth': layers['depth'], 'heads': layers['heads'], 'dropout': layers['ff_dropout'], 'context': data['max_seq_length']}
+    return change_config(SequenceConfig(), sizes), weights
 
 # %% ../nbs/82_surprisal.ipynb #25177c87
 def public_surprisal(

@@ -10,6 +10,7 @@ __all__ = ['RECIPES', 'VARIANTS', 'Recipe', 'ConsistencyObjective', 'parse_chang
 import argparse
 import copy
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -95,6 +96,14 @@ VARIANTS = {
 }
 
 # %% ../nbs/72_recipes.ipynb #6a436f67
+def _value(text):
+    "What a text stands for: JSON, in which .5 may stand for 0.5, or the text itself."
+    for form in (text, re.sub(r'(?<!\d)\.(?=\d)', '0.', text)):
+        try: return json.loads(form)
+        except json.JSONDecodeError: pass
+    return text
+
+
 def parse_changes(
     text: str, # words NAME=VALUE, names as for `change_config`
 )->dict: # name → value
@@ -103,8 +112,7 @@ def parse_changes(
     for word in text.split():
         name, sign, value = word.partition('=')
         if not sign or not name: raise ValueError(f"changes are written NAME=VALUE, got {word!r}")
-        try: changes[name] = json.loads(value)
-        except json.JSONDecodeError: changes[name] = value
+        changes[name] = _value(value)
     return changes
 
 # %% ../nbs/72_recipes.ipynb #e0338dfc

@@ -253,7 +253,7 @@ def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch
     ("mix music/good.wav --out y.mid --model MODEL", ["'.mid'", ".flac", ".safetensors"]),
     ("mix music/good.wav --out music/../music/good.wav --model MODEL", ["overwritten"]),
     ("mix music/nan.wav --out y.wav --model MODEL", ["music/nan.wav", "NaN"]),
-    ("mix absent.wav --out y.wav --model MODEL", ["absent.wav"]),
+    ("mix absent.wav --out y.wav --model MODEL", ["absent.wav", "no such file"]),
     ("subtract z.safetensors music/good.wav --out y.wav --model MODEL", ["z.safetensors", "another model"])])
 def test_mixtures_that_cannot_be(work, models, capsys, line, words):
     save_latents("z.safetensors", Latents(torch.zeros(1, 64, 9), 9, 9, "another"))

@@ -269,6 +269,11 @@ def test_what_is_no_cnd_is_told(tmp_path, people, heard):
     with pytest.raises(ValueError, match="no struct eeg or neural with fs"): read_cnd(tmp_path)
     write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=people[0].trials[0])))
     with pytest.raises(ValueError, match="must be a cell"): read_cnd(tmp_path)
+    for field, wrong, word in (("data", dict(a=1.), "must be a cell"), ("data", cells([["a", "b", "c"]]), "numbers"), ("data", cells([[dict(a=1.)]*3]), "numbers"),
+                               ("fs", np.zeros((0, 0)), "fs must be one number"), ("fs", "64", "fs must be one number"), ("fs", np.ones((1, 2)), "fs must be one number")):
+        for version in VERSIONS:
+            write_mat(folder/"dataSub2.mat", dict(eeg=dict(fs=64., data=cells([people[0].trials])) | {field: wrong}), version)
+            with pytest.raises(ValueError, match=f"dataSub2.mat.*{word}"): read_cnd(tmp_path)
     for junk in (b"nothing"*100, b"junk", b""):
         (folder/"dataSub2.mat").write_bytes(junk)
         with pytest.raises(ValueError, match="no Matlab file"): read_cnd(tmp_path)
@@ -400,8 +405,8 @@ def test_the_notebook_lets_a_model_hear_what_the_simulated_brain_hears(tmp_path)
     from latentalign.sequence import SequenceConfig
     from latentalign.surprisal import Surprisal, SurprisalConfig
     torch.manual_seed(0)
-    encoder = Autoencoder.from_pretrained("m2l-tiny")
+    encoder = Autoencoder.from_pretrained("m2l")
     sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
-    Surprisal(SurprisalConfig(sizes, "m2l-tiny", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(tmp_path/"model")
+    Surprisal(SurprisalConfig(sizes, "m2l", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(tmp_path/"model")
     report = run_notebook(tmp_path, models=f"untrained={tmp_path/'model'}", participants=1, minutes=1., shuffles=2, channels=2, levels="0,0.5", lambdas="1e-2,1,100", folds=3, power_minutes="")
     assert [(r["variant"], r["noise_level"]) for r in report["rows"]] == [("IDyOM", None), ("untrained", 0.), ("untrained", .5)] and all(np.isfinite(r["gain"]) for r in report["rows"])

@@ -1,4 +1,4 @@
-"""evaluate, compare and playground, run through papermill at a very small size, and the command beside them."""
+"""evaluate, compare, listening and playground, run through papermill at a very small size, and the command beside them."""
 import os
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def shown(path):
 def folder(tmp_path_factory):
     "Two evaluated runs: the bundled model through the notebook, an untrained one through the command."
     folder = tmp_path_factory.mktemp("evaluated")
-    printed = run(folder, "evaluate", "-p", "checkpoint", "m2l-tiny", "-p", "changes", SMALL)
+    printed = run(folder, "evaluate", "-p", "checkpoint", "m2l", "-p", "changes", SMALL)
     assert "unknown parameter" not in printed
     Autoencoder.from_preset("tiny").save_pretrained(folder/"runs"/"untrained")
     here = os.getcwd()
@@ -47,27 +47,27 @@ def folder(tmp_path_factory):
 
 
 def test_evaluate_needs_no_download_and_tells_everything(folder):
-    report = read_report(folder/"runs"/"m2l-tiny"/"evaluation.json")
-    assert report["model"]["name"] == "m2l-tiny" and report["model"]["fingerprint"] and report["seconds"] > 0
+    report = read_report(folder/"runs"/"evaluated-m2l"/"evaluation.json")
+    assert report["model"]["name"] == "m2l" and report["model"]["fingerprint"] and report["seconds"] > 0
     assert set(report["sets"]) == {"scores", "melodies"} and set(report["sets"]["melodies"]["noise"]["1"]) == {"mss", "si_sdr", "pitch"}
     assert report["settings"] | {"clips": 2, "seconds": 1, "seed": 0, "figures": ["linearity", "latent", "noise"]} == report["settings"]
-    text, pictures, players = shown(folder/"runs"/"m2l-tiny"/"evaluate.ipynb")
+    text, pictures, players = shown(folder/"runs"/"evaluated-m2l"/"evaluate.ipynb")
     for word in ("*Lin-CAE, paper*", "*aligned, paper*", "SI-SDR ↑, dB", "encoder additivity, error", "noise alone", "pitch", "half is kept at t ="): assert word in text, word
     assert pictures == 1 + 1 + 2 + 1 and players == (5 + 4) + 4 + 3
 
 
 def test_compare_shows_what_was_recorded(folder):
-    run(folder, "compare", "-p", "baseline", "m2l-tiny", "-p", "out", "page")
+    run(folder, "compare", "-p", "baseline", "m2l", "-p", "out", "page")
     text, pictures, players = shown(folder/"page"/"compare.ipynb")
-    mean = {name: read_report(folder/"runs"/name/"evaluation.json")["sets"]["scores"]["linearity"]["reconstruction_mss"]["mean"] for name in ("m2l-tiny", "untrained")}
-    assert mean["untrained"] > mean["m2l-tiny"]
+    mean = {name: read_report(folder/"runs"/kept/"evaluation.json")["sets"]["scores"]["linearity"]["reconstruction_mss"]["mean"] for name, kept in (("m2l", "evaluated-m2l"), ("untrained",)*2)}
+    assert mean["untrained"] > mean["m2l"]
     row = next(line for line in (folder/"page"/"linearity.md").read_text().splitlines() if line.startswith("| reconstruction, MSS"))
-    assert f"| {mean['m2l-tiny']:.3g} [" in row and f"**×{mean['untrained']/mean['m2l-tiny']:.2f}**" in row and "*0.98*" in row
+    assert f"| {mean['m2l']:.3g} [" in row and f"**×{mean['untrained']/mean['m2l']:.2f}**" in row and "*0.98*" in row
     assert row in text and pictures == 4
     assert {p.name for p in (folder/"page").glob("*.png")} == {"linearity.png", "noise.png", "kept.png", "separation.png"}
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "playground"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "listening", "playground"])
 def test_papermill_knows_every_parameter(name):
     "It reads the cell of parameters line by line, and passes over what it cannot read, such as an equals sign in a comment."
     cells = nbformat.read(TOP/"nbs"/f"{name}.ipynb", as_version=4).cells
@@ -77,13 +77,22 @@ def test_papermill_knows_every_parameter(name):
     assert wanted and [p.name for p in known] == wanted and all(p.help for p in known)
 
 
+def test_listening_writes_a_page_and_shows_what_is_measured_in_it(folder):
+    printed = run(folder, "listening", "-p", "models", "m2l mine=runs/untrained", "-p", "seconds", "0.5", "-p", "out", "heard/page.html")
+    page = (folder/"heard"/"page.html").read_text()
+    assert page.count("<audio") == 5 + 2*17 and "unknown parameter" not in printed and "MiB" in printed
+    cells = nbformat.read(folder/"heard"/"listening.ipynb", as_version=4).cells
+    table = "".join(o["data"].get("text/html", "") for cell in cells for o in cell.get("outputs", []) if "data" in o)
+    assert table.count("<figcaption>") == page.count("<figcaption>") and "<audio" not in table and "<img" not in table and '<th scope="col">mine</th>' in table
+
+
 def test_compare_tells_what_it_cannot_compare(folder):
     report = read_report(folder/"runs"/"untrained"/"evaluation.json")
     del report["sets"]["scores"]["noise"]
     write_report(folder/"one.json", report)
-    done = run(folder, "compare", "-p", "runs", "runs/m2l-tiny/evaluation.json one=one.json", ok=False)
+    done = run(folder, "compare", "-p", "runs", "runs/evaluated-m2l/evaluation.json one=one.json", ok=False)
     assert "no linearity or no noise on the test set 'scores' in the reports of one" in done
-    assert "no run 'm3l' to compare with; there are m2l-tiny, untrained" in run(folder, "compare", "-p", "baseline", "m3l", ok=False)
+    assert "no run 'm3l' to compare with; there are m2l, untrained" in run(folder, "compare", "-p", "baseline", "m3l", ok=False)
 
 
 def test_command_prints_tables_and_leaves_a_report_alone(folder, capsys, monkeypatch):

@@ -445,6 +445,21 @@ def test_tables_of_idyom(tmp_path):
     with pytest.raises(ValueError, match="'chor 001' has a note without duration, at 1 quarters"): read_idyom(path)
     with pytest.raises(ValueError, match="no such file"): read_idyom(tmp_path/"none.dat")
 
+def test_tables_of_idyom_with_other_separators_and_numbers(tmp_path):
+    path, table = tmp_path/"idyom.dat", IDYOM.replace("chor 001", "chor-001")
+    path.write_text(table)
+    (plain, known), _ = read_idyom(path)
+    for between in "\t,;":
+        path.write_text(table.replace(" \n", "\n").replace(" ", between))
+        (melody, values), _ = read_idyom(path)
+        assert np.array_equal(melody.onsets, plain.onsets) and melody.name == plain.name and all(np.array_equal(values[k], known[k], equal_nan=True) for k in known)
+    path.write_text(table.replace("3 12 24", "3 25/2 24").replace("0.3703704", "3.703704d-1"))
+    (melody, values), _ = read_idyom(path)
+    assert values["dur"][1] == 12.5 and values["probability"][1] == .3703704
+    for wrong in ("staccato", "1/0"):
+        path.write_text(table.replace("1.4329593 3.52", f"{wrong} 3.52"))
+        with pytest.raises(ValueError, match=f"idyom.dat, line 3, column information.content: '{wrong}' is no number"): read_idyom(path)
+
 def test_the_corpus_parts_pieces_like_the_scores():
     from latentalign.scores import load_scores, split_pieces
     assert {m.name for m in corpus_melodies("test")} == {p["name"] for p in split_pieces(load_scores(), "test")}
@@ -459,6 +474,7 @@ def test_notes_find_their_frames():
     assert index.tolist() == [-1, 0, 0, 1, 4, 4, 9, -1] and onset_frames([.55], ends, .06).tolist() == [5]
     assert notes_to_frames(np.arange(1, 9), index, 10).tolist() == [5, 4, 0, 0, 11, 0, 0, 0, 0, 7]
     with pytest.raises(ValueError, match="evenly"): onset_frames([0.], [0., .1, .3])
+    with pytest.raises(ValueError, match="2 values, but 1 indices"): notes_to_frames([1., 2.], np.array([0]), 3)
     with pytest.raises(ValueError, match="known: sum, max"): notes_to_frames([1.], np.array([0]), 2, "median")
 
 def test_a_late_encoder_is_found_out():
@@ -576,9 +592,9 @@ def untrained_surprisal(folder):
     from latentalign.sequence import SequenceConfig
     from latentalign.surprisal import Surprisal, SurprisalConfig
     torch.manual_seed(0)
-    encoder = Autoencoder.from_pretrained("m2l-tiny")
+    encoder = Autoencoder.from_pretrained("m2l")
     sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
-    Surprisal(SurprisalConfig(sizes, "m2l-tiny", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(folder)
+    Surprisal(SurprisalConfig(sizes, "m2l", fingerprint(encoder), pool=8)).attach(encoder).save_pretrained(folder)
 
 def test_the_notebook_hears_own_recordings_with_a_model(tmp_path):
     "Three recordings, the MIDI file of one of them names no key; an untrained model agrees with nothing in particular, but every number is there."

@@ -13,11 +13,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from latentalign import Autoencoder
+from latentalign.audio import headroom, share_headroom
 from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, against, differences, draw_bars, draw_kept, draw_noise,
                                     draw_separation, half_kept, is_certain, kept, linearity_table, noise_table, open_runs, run_colour)
 from latentalign.evaluation import Coded
 from latentalign.protocols import PROTOCOLS, SCORE_NAMES, Adapted, Chunked, Protocol, protocol_named, under_protocol
-from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, share_headroom, sound_scores, summarise, unit_of,
+from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, sound_scores, summarise, unit_of,
                                  write_report)
 from latentalign.test_sets import Clip, ClipSet, open_test_set
 
@@ -147,7 +148,7 @@ def test_the_papers_protocols():
 
 
 @pytest.mark.parametrize("name, changes, words", [
-    ("quiet", "", "'quiet'.*quick"), ("quick", "clip=1", "'clip'.*clips"), ("quick", "clips=-1", "-1"), ("quick", "clips", "NAME=VALUE"), ("quick", "steps=0", "0"),
+    ("quiet", "", "protocol 'quiet'.*quick"), ("quick", "clip=1", "'clip'.*clips"), ("quick", "clips=-1", "-1"), ("quick", "clips", "NAME=VALUE"), ("quick", "steps=0", "0"),
     ("quick", "chunk=1 overlap=0.6", "0.6"), ("quick", "gains=[0,1]", "gains"), ("quick", "snrs=[4,1]", "infinite"), ("quick", "snrs=[Infinity,-1]", "negative"),
     ("quick", 'scores=["loudness"]', "loudness.*visqol"), ("quick", 'clips="many"', "many")])
 def test_protocols_that_cannot_be(name, changes, words):
@@ -288,12 +289,13 @@ def test_reports_that_cannot_be_read(tmp_path):
 def test_where_a_report_goes(tmp_path):
     assert report_path(str(tmp_path)) == tmp_path/"evaluation.json" and report_path("x", "y/z.json").as_posix() == "y/z.json"
     assert report_path("x", "a/b").as_posix() == "a/b/evaluation.json"
-    assert report_path("owner/name").as_posix() == "runs/owner-name/evaluation.json" and report_path("public:m2l=a/b.pt").as_posix() == "runs/m2l/evaluation.json"
+    assert report_path("owner/name").as_posix() == "runs/evaluated-owner-name/evaluation.json" and report_path("public:m2l=a/b.pt").as_posix() == "runs/evaluated-m2l/evaluation.json"
 
 
 def test_headroom_is_shared():
     loud, soft = share_headroom([torch.tensor([-2., 1]), torch.tensor([.5])])
     assert loud.abs().max() == pytest.approx(.98) and soft[0]/loud[1] == .5 and share_headroom([torch.tensor([.5])])[0] == .5
+    with pytest.raises(ValueError, match="no sounds"): headroom([])
 
 
 # what is drawn
@@ -401,3 +403,21 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 99}))
     with pytest.raises(ValueError, match="format version 99"): Autoencoder.from_pretrained(tmp_path/"run")
     assert main(["evaluate", str(tmp_path/"run")]) == 2 and not (tmp_path/"run"/"evaluation.json").exists()
+
+
+def test_runs_with_other_ratios_share_an_axis():
+    from matplotlib.figure import Figure
+    entry = lambda v: {"pitch": {"mean": v, "interval": None}}
+    runs = {"all": {"inf": entry(1.), "16": entry(.9), "1": entry(.5), "0.25": entry(.3)}, "few": {"inf": entry(1.), "1": entry(.4)}}
+    ax = Figure().subplots()
+    draw_noise(ax, {name: {"sets": {"scores": {"noise": found}}} for name, found in runs.items()}, "scores", "pitch")
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0, 1, 2, 3], [0, 2]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["∞", "16", "1", "¼"]
+
+
+def test_runs_on_other_clips_are_no_pairs():
+    "What differs in every pair is bold, unless the clips were drawn with another seed."
+    def run(shift, seed): return {"settings": {"clips": 9, "seconds": 2., "seed": seed}, "sets": {"scores": {"linearity": {
+        "reconstruction_mss": {"mean": 1. + shift, "interval": None, "values": [.6 + .1 * k + shift for k in range(9)]}}}}}
+    table = lambda seed: linearity_table({"a": run(0., 0), "b": run(.1, seed)}, "scores", "a")
+    assert "**×1.10**" in table(0) and "**" not in table(1) and "×1.10" in table(1)

@@ -19,7 +19,7 @@ from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
 from latentalign.storage import load_strictly
 from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
-from latentalign.surprisal_training import SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, train_surprisal
+from latentalign.surprisal_training import LEAST_VARIANCE, SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, autoregression_nll, gaussian_nll, mixture_nll, train_surprisal
 
 
 def stirred(module, seed=0):
@@ -191,14 +191,14 @@ def test_levels_of_training_are_stratified():
 
 # Sound.
 @pytest.fixture(scope='module')
-def autoencoder(): return Autoencoder.from_pretrained('m2l-tiny')
+def autoencoder(): return Autoencoder.from_pretrained('m2l')
 
 
 @pytest.fixture(scope='module')
 def surprisal(autoencoder):
     "A model with random weights and a short context."
     torch.manual_seed(0)
-    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], depth=2, flow_depth=2, context=12), 'm2l-tiny', fingerprint(autoencoder), pool=8, scale=.7)
+    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], depth=2, flow_depth=2, context=12), 'm2l', fingerprint(autoencoder), pool=8, scale=.7)
     return stirred(Surprisal(config)).attach(autoencoder)
 
 
@@ -318,7 +318,7 @@ def test_levels_are_found_from_the_loudest_moment():
     assert abs(start - 22050) < 1024 and abs(stop - 44100) < 1024 and energy_span(hiss * 1e-2, 22050) is None
 
 
-@pytest.mark.parametrize('levels, message', [((1.,), 'nothing is left'), ((1,), 'nothing is left'), ((0., 1.2), r'\[0, 1\)'), (-.1, r'\[0, 1\)'), (float('nan'), r'\[0, 1\)'), ((), 'no noise level'), ('clean', 'number'), ((None,), 'number')])
+@pytest.mark.parametrize('levels, message', [((1.,), 'nothing is left'), ((1,), 'nothing is left'), ((0., 1.2), r'\[0, 1\)'), (-.1, r'\[0, 1\)'), (float('nan'), r'\[0, 1\)'), ((), 'no noise level'), ('clean', "number.*'clean'"), ((None,), 'number')])
 def test_bad_noise_levels_are_refused(surprisal, levels, message):
     with pytest.raises(ValueError, match=message): check_noise_levels(levels)
     with pytest.raises(ValueError, match=message): surprisal(tones(1.), noise_levels=levels)
@@ -328,7 +328,7 @@ def test_bad_noise_levels_are_refused(surprisal, levels, message):
     (lambda s: s(tones(.1)), 'too short'), (lambda s: s(torch.zeros(0)), 'empty'), (lambda s: s(torch.full((9000,), torch.nan)), 'NaN'),
     (lambda s: s(torch.ones(9000, dtype=torch.int16)), 'floating point'), (lambda s: s(tones(1.), silence='noise'), 'known: music, voice, none'),
     (lambda s: s(tones(1.), noising='guess'), 'known: expectation, monte_carlo, flow'), (lambda s: s(tones(1.), sample_rate=0), 'sample rate'),
-    (lambda s: s.of_latents(torch.randn(64, 15)), 'too short'), (lambda s: s.of_latents(torch.randn(32, 80)), '64'),
+    (lambda s: s.of_latents(torch.randn(64, 15)), 'two frames are needed.*got 1'), (lambda s: s.of_latents(torch.randn(64, 7)), 'two frames are needed.*got 0'), (lambda s: s.of_latents(torch.randn(32, 80)), '64'),
     (lambda s: s.of_latents(.05 * torch.randn(64, 80)), 'another scale'), (lambda s: s.of_latents(30 * torch.randn(64, 80)), 'another scale'),
     (lambda s: s.of_latents(torch.full((64, 80), torch.inf)), 'infinity'), (lambda s: MonteCarlo(0), '1 draw'),
     (lambda s: LikelihoodConfig(nodes=0), 'nodes'), (lambda s: LikelihoodConfig(method='rk5'), 'known: euler'), (lambda s: LikelihoodConfig(kind='sobol'), 'known: rademacher'),
@@ -394,6 +394,9 @@ class Trap:
 @pytest.mark.parametrize('content, message', [
     ({'model_state_dict': Trap(), 'max_seq_length': 9, 'model_type': 'LTM-rectflows'}, 'refused'), ({'gen_state_dict': {}}, 'no published surprisal'), (b'cut', 'refused'),
     ({'model_state_dict': {}, 'max_seq_length': 9, 'model_type': 'GPT'}, 'unknown model type'), ({'model_state_dict': {}, 'max_seq_length': 9, 'model_type': 'LTM-rectflows', 'model_kwargs': {'n_cls': 2}}, 'n_cls'),
+    ({'model_state_dict': [], 'max_seq_length': 9, 'model_type': 'LTM-rectflows'}, 'no published surprisal'), ({'model_state_dict': {'stray': 1}, 'max_seq_length': 9, 'model_type': 'LTM-rectflows'}, 'no published surprisal'),
+    ({'model_state_dict': {}, 'max_seq_length': '9', 'model_type': 'LTM-rectflows'}, 'no published surprisal'), ({'model_state_dict': {}, 'max_seq_length': 9, 'model_type': 'LTM-rectflows', 'model_kwargs': [1]}, 'by name'),
+    ({'model_state_dict': {}, 'max_seq_length': 9, 'model_type': 'LTM-rectflows', 'model_kwargs': {'causal_transformer_hparams': {'heads': '8'}}}, 'expected int'),
     ({'model_state_dict': {}, 'max_seq_length': 9, 'model_type': 'LTM-rectflows'}, 'missing')])
 def test_foreign_files_are_refused(tmp_path, autoencoder, content, message, capsys):
     path = tmp_path / 'pa_rectflow.pt'
@@ -429,6 +432,16 @@ def test_a_stopped_run_ends_with_the_same_bits(tiny_run, tmp_path):
     assert (whole / 'model.safetensors').read_bytes() == (tmp_path / 'again' / 'model.safetensors').read_bytes()
     with pytest.raises(ValueError, match='pool'): train_surprisal(replace(again, pool=2))
     with pytest.raises(ValueError, match='steps was 4, now 5'): train_surprisal(replace(again, steps=5))
+
+
+def test_baselines_bear_latents_in_a_plane():
+    "Aligned autoencoders normalise over the channels, whose sum is then the same for every frame."
+    frames = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    plane = frames - frames.mean(1, keepdim=True)
+    turn = torch.linalg.qr(torch.cat([torch.ones(4, 1), torch.eye(4)[:, :3]], 1))[0][:, 1:]  # axes of the plane
+    inside = -torch.distributions.MultivariateNormal(torch.zeros(3), torch.cov((plane @ turn).T)).log_prob(plane @ turn)
+    assert torch.allclose(gaussian_nll(plane, torch.zeros(4), torch.cov(plane.T)).float(), inside + math.log(2 * math.pi * LEAST_VARIANCE) / 2, atol=1e-3)
+    for nll in (mixture_nll(plane, plane, 2, 2), autoregression_nll([plane], [plane], 2, 2)): assert nll.isfinite().all()
 
 
 # Effects.
@@ -484,3 +497,13 @@ def test_command_writes_tables_resumes_and_goes_on(surprisal, tmp_path, capsys, 
     for wrong in (['--noise-levels', '1'], ['--noise-levels', 'a']):
         with pytest.raises(SystemExit): main([*line, *wrong])
     assert main(['surprisal', str(tmp_path / 'music'), '--out', str(tmp_path / 'new')]) == 2
+
+
+def test_command_tells_autoencoders_apart(surprisal, tmp_path, capsys):
+    "Tables of another autoencoder are not taken for finished ones, and none is named in vain."
+    surprisal.save_pretrained(tmp_path / 'model'); write_audio(tmp_path / 'a.wav', tones(.5), 22050)
+    Autoencoder.from_preset('tiny').save_pretrained(tmp_path / 'other')
+    line = ['surprisal', str(tmp_path / 'a.wav'), '--out', str(tmp_path / 'ic'), '--any-autoencoder']
+    for name, code in ((str(tmp_path / 'other'), 0), (surprisal.config.autoencoder, 2)): assert main([*line, '--model', str(tmp_path / 'model'), '--autoencoder', name]) == code
+    assert 'autoencoder was' in capsys.readouterr().err
+    assert main([*line, '--model', 'public:pa-audioic', '--autoencoder', str(tmp_path / 'other')]) == 2 and 'leave out --autoencoder' in capsys.readouterr().err

@@ -126,7 +126,7 @@ def test_the_paper_recipe_builds():
 
 
 def test_fine_tuning_starts_from_the_saved_weights(sounds, tmp_path):
-    first = RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=1, device='cpu', out=str(tmp_path / 'a'))
+    first = RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', out=str(tmp_path / 'a'))
     train(first)
     second = replace(first, init_from=str(tmp_path / 'a'), out=str(tmp_path / 'b'))
     train(second)
@@ -140,5 +140,5 @@ def test_loss_that_is_not_finite_stops_the_run(sounds, tmp_path, monkeypatch):
     forward = ConsistencyObjective.forward
     monkeypatch.setattr(ConsistencyObjective, 'forward', lambda self, *a: forward(self, *a) * float('inf'))
     with pytest.raises(DivergenceError, match='step 1'):
-        train(RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=1, device='cpu', out=str(tmp_path / 'run')))
+        train(RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', out=str(tmp_path / 'run')))
     assert not (tmp_path / 'run/model.safetensors').exists()

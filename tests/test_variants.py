@@ -7,6 +7,7 @@ import torch
 
 from latentalign import Autoencoder
 from latentalign.alignment import AlignmentConfig, add_latent_noise, draw_times
+from latentalign.autoencoder import fingerprint
 from latentalign.consistency import StepConfig, consistency_step
 from latentalign.linearity import LinearityConfig, draw_gains, gain_bounds, level, linear_paths
 from latentalign.network import PRESETS
@@ -85,6 +86,20 @@ def test_levels_factored_out_make_gain_exact(gain):
     assert (scaled_z - gain * z).norm() < 1e-4 * gain * z.norm() and (scaled_y - gain * y).norm() < 1e-4 * gain * y.norm()
 
 
+def test_levels_factored_out_are_another_model_with_the_same_weights():
+    torch.manual_seed(0)
+    plain = Autoencoder.from_preset('tiny')
+    exact = Autoencoder(replace(plain.config, factor_level=True))
+    exact.load_state_dict(plain.state_dict())
+    assert fingerprint(exact) != fingerprint(plain)
+
+
+def test_a_single_sound_has_no_neighbour():
+    encode = Encoder(lambda x: x)
+    with pytest.raises(ValueError, match="the batch has 1"): linear_paths(sounds(1), encode, 0, LinearityConfig(True, True), generator())
+    assert len(linear_paths(sounds(1), encode, 0, LinearityConfig(True, mixtures='none'), generator())[0]) == 1
+
+
 def test_levels_factored_out_define_silence():
     ae = Autoencoder(replace(PRESETS['tiny'], factor_level=True)).eval()
     assert (ae.encode(torch.zeros(5000)) == 0).all() and (ae.decode(torch.zeros(64, 20)) == 0).all()
@@ -100,9 +115,13 @@ def test_relative_noise_goes_with_gain_and_fixes_the_ratio():
     assert torch.allclose(ratio, (1 - t) / (2 * t), rtol=.03)
 
 
-@pytest.mark.parametrize('bad', [dict(noise='white'), dict(times='normal'), dict(gamma=0), dict(t_std=-1)])
+@pytest.mark.parametrize('bad', [dict(noise='white'), dict(times='normal'), dict(gamma=0), dict(gamma=math.inf), dict(t_std=-1), dict(t_mean=math.nan)])
 def test_bad_alignment(bad):
     with pytest.raises(ValueError, match=str(list(bad.values())[0])): AlignmentConfig(**bad)
+
+
+def test_gains_must_be_finite():
+    with pytest.raises(ValueError, match='inf'): LinearityConfig(gain_range=(0., math.inf))
 
 
 def test_fine_tuning_across_variants(tmp_path):
@@ -135,6 +154,10 @@ def test_bad_changes(text, message):
     with pytest.raises(ValueError, match=message):
         recipe = RunOptions(preset='tiny', changes=text).recipe()
         ConsistencyObjective(Autoencoder(recipe.model), recipe)
+
+
+def test_numbers_may_begin_with_a_point():
+    assert parse_changes('a=.5 b=-.25 c=[.1,2.5] d=x/v.2 e=["x/v.2"] f=convex') == dict(a=.5, b=-.25, c=[.1, 2.5], d='x/v.2', e=['x/v.2'], f='convex')
 
 
 def test_changes_come_last():
