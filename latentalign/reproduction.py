@@ -7,7 +7,7 @@ __all__ = ['STARTS', 'TUNED_PART', 'REPRODUCED', 'HEARD', 'KINDS', 'Reproduction
            'plan', 'Noise', 'work_of', 'measure', 'read_measurements', 'measure_plan', 'duration', 'expected',
            'tell_step', 'script', 'claim', 'run_round', 'run_plan', 'add_reproduce']
 
-# %% ../nbs/92_reproduction.ipynb #70a80c09
+# %% ../nbs/92_reproduction.ipynb #9b66439d
 import json, os, platform, shlex, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from .surprisal_training import SurprisalObjective, SurprisalOptions
 from .train import RECIPES, ConsistencyObjective, RunOptions, parse_options
 from .training import environment, fit
 
-# %% ../nbs/92_reproduction.ipynb #35b9ba7c
+# %% ../nbs/92_reproduction.ipynb #cb5de9c5
 STARTS = {  # variant → (the variant that its training starts from, '' for random weights; who does it so)
     'm2l': ('', 'Lin-CAE, section 4.1'),
     'lin': ('', 'Lin-CAE, section 3.3'),
@@ -46,7 +46,7 @@ TUNED_PART = .5  # steps of a fine-tuning, as a part of those from random weight
 REPRODUCED = ('m2l', 'lin', 'lin-no-additivity', 'lin-no-homogeneity', 'align', 'align-uniform', 'lin-align', 'lin-exact')
 HEARD = ('align', 'm2l', 'lin-align')  # whose latents get a surprisal model
 
-# %% ../nbs/92_reproduction.ipynb #db94afec
+# %% ../nbs/92_reproduction.ipynb #7c532d12
 @dataclass(frozen=True)
 class Reproduction:
     "What is reproduced, from what and on what; raises `ValueError` for what is not known, listing what is."
@@ -84,7 +84,7 @@ class Reproduction:
         songs, clips = (f"{name}:{self.data.removeprefix('papers:')}/{name}" for name in ('musdb18-hq', 'musiccaps'))
         return {'lin-cae': (f'{songs},{clips}', 'scores=["mss","snr"]'), 'pa-audioic': (f'{songs},{clips}', 'clips=500')}
 
-# %% ../nbs/92_reproduction.ipynb #540d7302
+# %% ../nbs/92_reproduction.ipynb #0364f59d
 def lacking(
     wanted: Reproduction, # names the data
 )->list: # one line of text for each data set that cannot be used; empty: all is there
@@ -99,7 +99,7 @@ def lacking(
         except ValueError as error: problems.append(f"{source}: {error}")
     return problems
 
-# %% ../nbs/92_reproduction.ipynb #7af83e97
+# %% ../nbs/92_reproduction.ipynb #66d2afad
 def share_batch(
     batch: int, # items of a step
     gpus: int,  # that may be used
@@ -107,7 +107,7 @@ def share_batch(
     "The most processes that share a batch in equal parts of three items or more."
     return max(p for p in range(1, gpus + 1) if p == 1 or batch % p == 0 and batch // p >= 3)
 
-# %% ../nbs/92_reproduction.ipynb #f3163b19
+# %% ../nbs/92_reproduction.ipynb #395cffb9
 KINDS = {  # kind → (command, what it reads, the file that is there when it is done)
     'train': ("-m latentalign.train --variant {variant} --preset {preset} --data {data} --steps {steps} --batch_size {batch} --init_from {start} --device {device} --out {out}/{variant}",
               '{data} {start}', '{out}/{variant}/model.safetensors'),
@@ -145,7 +145,7 @@ class Step:
         given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == '-p'}
         return SurprisalOptions(**given | {'steps': int(given['steps'])}) if self.kind == 'surprisal' else None
 
-# %% ../nbs/92_reproduction.ipynb #da01f3a3
+# %% ../nbs/92_reproduction.ipynb #eded00b1
 def make_step(
     wanted: Reproduction, # data, size, folder
     kind: str,            # one of KINDS
@@ -171,7 +171,7 @@ def make_step(
     name = '-'.join(filter(None, (kind, protocol, variant)))
     return Step(kind, name, about, before + tuple(word.format(**gaps) for word in shlex.split(command)), reads.format(**gaps).strip(), Path(result.format(**gaps)))
 
-# %% ../nbs/92_reproduction.ipynb #f7336ef0
+# %% ../nbs/92_reproduction.ipynb #6efcca57
 def plan(
     wanted: Reproduction, # what is reproduced, on how many GPUs
 )->list: # of rounds, each a list of steps that run side by side; the rounds follow each other
@@ -187,7 +187,7 @@ def plan(
             rounds.append([make_step(wanted, kind, range(k * share, (k + 1) * share), *about) for k, (kind, *about) in enumerate(part)])
     return rounds
 
-# %% ../nbs/92_reproduction.ipynb #2e25f261
+# %% ../nbs/92_reproduction.ipynb #93b77413
 class Noise(Dataset):
     "Item i is noise of a shape, and depends on i alone."
     def __init__(self, shape): self.shape = shape
@@ -241,7 +241,7 @@ def measure_plan(
         with ProcessPoolExecutor(1, get_context('spawn')) as process: record = process.submit(measure, options, steps).result()
         with atomic_write(wanted.folder / 'throughput.json') as p: p.write_text(json.dumps([*read_measurements(wanted), record], indent=1) + '\n')
 
-# %% ../nbs/92_reproduction.ipynb #d450e169
+# %% ../nbs/92_reproduction.ipynb #e7e20c95
 def duration(
     seconds: float, # a time
 )->str: # in the largest unit that it has one of
@@ -291,7 +291,7 @@ def script(
     if wanted.preset == 'paper': head.append('# the Lin-CAE paper reports about 8 days on one L40S for a training from random weights (theirs, not measured here)')
     return '\n'.join(head + [f'# MISSING {line}' for line in lacking(wanted)] + ['set -e'] + lines) + '\n'
 
-# %% ../nbs/92_reproduction.ipynb #30440737
+# %% ../nbs/92_reproduction.ipynb #10a6eacf
 def claim(
     wanted: Reproduction, # GPUs, data, folder
 )->None:
@@ -338,7 +338,7 @@ def run_plan(
             return 1
     return 0
 
-# %% ../nbs/92_reproduction.ipynb #2816c708
+# %% ../nbs/92_reproduction.ipynb #f482a8b1
 def add_reproduce(
     parser, # to be filled in
 )->None:
