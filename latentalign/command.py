@@ -212,7 +212,7 @@ def at_least(
     return whole
 
 
-MODEL = 'lin'  # the model if none is named, one of those that come with the package
+MODEL = 'lin-align'  # the model if none is named, one of those that come with the package
 MODEL_HELP = "run folder, bundled name, Hub id (owner/name), or public:NAME[=FILE] for published weights"
 
 
