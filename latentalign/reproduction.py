@@ -222,7 +222,7 @@ def measure(
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
     return work_of(options) | {'seconds_per_step': median(seconds), 'bytes': peak, 'steps': steps, 'environment': environment()}
 
-
+# %% ../nbs/92_reproduction.ipynb #9cadd5aa
 def read_measurements(
     wanted: Reproduction, # names the folder
 )->list: # of what `measure` returned, on any machine
