@@ -1,4 +1,5 @@
 """Surprisal: the published layout, closed forms, invariances, causality and bad input."""
+import json
 import math
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from latentalign.likelihood import EXACT, INTEGRATORS, PROBES, LikelihoodConfig,
 from latentalign.public_weights import PUBLIC
 from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
-from latentalign.storage import load_strictly
+from latentalign.storage import bundled_models, load_strictly
 from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
 from latentalign.surprisal_training import LEAST_VARIANCE, SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, autoregression_nll, gaussian_nll, mixture_nll, train_surprisal
 
@@ -496,7 +497,8 @@ def test_command_writes_tables_resumes_and_goes_on(surprisal, tmp_path, capsys, 
     for asked, code in (([], 2), (['--any-autoencoder'], 0)): assert main(['surprisal', str(tmp_path / 'music' / 'a.wav'), '--out', str(tmp_path / 'third'), '--model', str(tmp_path / 'model'), '--autoencoder', str(tmp_path / 'other'), *asked]) == code
     for wrong in (['--noise-levels', '1'], ['--noise-levels', 'a']):
         with pytest.raises(SystemExit): main([*line, *wrong])
-    assert main(['surprisal', str(tmp_path / 'music'), '--out', str(tmp_path / 'new')]) == 2
+    assert main(['surprisal', str(tmp_path / 'music' / 'a.wav'), '--out', str(tmp_path / 'new')]) == 0   # with a model that comes with the package
+    assert json.loads((tmp_path / 'new' / 'surprisal.json').read_text())['model'] in bundled_models('surprisal')
 
 
 def test_command_tells_autoencoders_apart(surprisal, tmp_path, capsys):

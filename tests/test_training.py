@@ -87,7 +87,7 @@ def test_killed_runs_end_with_the_same_bits(sounds, tmp_path):
 def test_two_processes_train_one_model(sounds, tmp_path):
     "Data-parallel training through accelerate, on CPU processes: runs, writes one run folder, and its model loads."
     command = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-               '-m', 'latentalign.train', '--preset', 'tiny', '--data', str(sounds), '--steps', '2', '--batch_size', '1', '--out', str(tmp_path / 'run')]
+               '-m', 'latentalign.train', '--preset', 'tiny', '--data', str(sounds), '--steps', '2', '--batch_size', '2', '--out', str(tmp_path / 'run')]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-2000:]
     assert len((tmp_path / 'run/metrics.jsonl').read_text().splitlines()) == 1
