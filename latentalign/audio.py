@@ -55,6 +55,11 @@ def resample(
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 
 # %% ../nbs/47_audio.ipynb #c4907359
+def _unreadable(path, error):
+    "What is told of a file that cannot be read; libsndfile says of a missing one that the system failed."
+    return ValueError(f"cannot read {path}: {error if Path(path).is_file() else 'no such file'}")
+
+
 def read_audio(
     path:str|Path,         # a file of one of the `AUDIO_SUFFIXES`
     sample_rate:int=None,  # rate wanted, Hz; None keeps the file's own
@@ -62,7 +67,7 @@ def read_audio(
 )->tuple[Tensor, int]:     # wave (channels, samples), float32, and its sample rate in Hz
     "A whole audio file. Raises ValueError if it cannot be read, is empty, or holds NaN or infinity."
     try: wave, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e if Path(path).is_file() else 'no such file'}") from e
+    except (soundfile.SoundFileError, OSError) as e: raise _unreadable(path, e) from e
     if not len(wave): raise ValueError(f"{path} is empty")
     if not np.isfinite(wave).all(): raise ValueError(f"{path} holds NaN or infinite samples")
     wave = np.ascontiguousarray(wave.mean(1, keepdims=True).T if mono else wave.T)
@@ -82,7 +87,7 @@ def read_channels(
                 while len(block := f.read(1 << 16, dtype="float32", always_2d=True)):
                     wave[n:n + len(block)] = block[:len(wave) - n, channel]
                     n += len(block)
-        except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e if Path(path).is_file() else 'no such file'}") from e
+        except (soundfile.SoundFileError, OSError) as e: raise _unreadable(path, e) from e
         if not n: raise ValueError(f"{path} is empty")
         if not np.isfinite(wave[:n]).all(): raise ValueError(f"{path} holds NaN or infinite samples")
         yield wave[:n], rate

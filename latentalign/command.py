@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL', 'MODEL_HELP', 'SURPRISAL', 'COMMANDS', 'find_inputs', 'plan_files',
-           'run_files', 'put_on', 'load_model', 'load_models', 'fingerprint', 'Latents', 'save_latents', 'load_latents',
-           'encode_file', 'decode_latents', 'at_least', 'add_manner', 'add_files', 'add_encode', 'add_decoding',
-           'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'combine_latents', 'sound_latents', 'run_mix',
-           'add_result', 'add_mix', 'add_subtract', 'describe_model', 'describe_latents', 'add_evaluate', 'add_listen',
-           'add_info', 'noise_levels', 'load_surprisal', 'keep_settings', 'run_surprisal', 'add_surprisal', 'main']
+           'run_files', 'put_on', 'open_named', 'load_model', 'load_models', 'fingerprint', 'Latents', 'save_latents',
+           'load_latents', 'encode_file', 'decode_latents', 'at_least', 'add_manner', 'add_files', 'add_encode',
+           'add_decoding', 'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'combine_latents',
+           'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract', 'describe_model', 'describe_latents',
+           'add_evaluate', 'add_listen', 'add_info', 'noise_levels', 'load_surprisal', 'keep_settings', 'run_surprisal',
+           'add_surprisal', 'main']
 
 # %% ../nbs/90_command_line.ipynb #a0f11dab
 import argparse
@@ -89,18 +90,24 @@ def put_on(
     except (RuntimeError, AssertionError) as error: raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def open_named(
+    model_class, # Autoencoder or Surprisal
+    name: str,   # run folder, bundled name, Hub id, or public:NAME[=FILE]
+    *options,    # of `from_pretrained`
+): # a model
+    "Load a model by what users call it; raises `ValueError` for one that cannot be found."
+    if not name.startswith('public:'): return model_class.from_pretrained(name, *options)
+    public, _, file = name.removeprefix('public:').partition('=')
+    return model_class.from_public(public, file or None)
+
+
 def load_model(
     name: str,        # run folder, bundled name, Hub id, or public:NAME[=FILE]
     device: str|None, # as torch names it; None: a GPU if there is one
 ): # an Autoencoder on the device
     "Load a model; raises `ValueError` for one that cannot be found and for a device that cannot be used."
     from latentalign import Autoencoder
-
-    if name.startswith('public:'):
-        public, _, file = name.removeprefix('public:').partition('=')
-        model = Autoencoder.from_public(public, file or None)
-    else: model = Autoencoder.from_pretrained(name)
-    return put_on(model, device)
+    return put_on(open_named(Autoencoder, name), device)
 
 # %% ../nbs/90_command_line.ipynb #b91afe0b
 def load_models(
@@ -488,12 +495,8 @@ def load_surprisal(
     "Load a surprisal model; raises `ValueError` for one that cannot be found and for a foreign autoencoder."
     from latentalign import Surprisal
     name = options.model
-    if name.startswith('public:'):
-        if options.autoencoder: raise ValueError(f"{name} brings its own autoencoder, from a file beside its own or from the Hub: leave out --autoencoder {options.autoencoder}")
-        public, _, file = name.removeprefix('public:').partition('=')
-        model = Surprisal.from_public(public, file or None)
-    else: model = Surprisal.from_pretrained(name, options.autoencoder, options.any_autoencoder)
-    return put_on(model, options.device)
+    if name.startswith('public:') and options.autoencoder: raise ValueError(f"{name} brings its own autoencoder, from a file beside its own or from the Hub: leave out --autoencoder {options.autoencoder}")
+    return put_on(open_named(Surprisal, name, options.autoencoder, options.any_autoencoder), options.device)
 
 # %% ../nbs/90_command_line.ipynb #c438c13d
 def keep_settings(

@@ -51,9 +51,10 @@ PRESETS = {
 def preset(
     name: str,                # one of `PRESETS`
     presets: dict = PRESETS,  # the dictionary to look in
+    what: str = 'preset',     # is looked up, for the message
 ): # what is filed under the name
     "Look a preset up; raises `ValueError` that lists the known ones."
-    if name not in presets: raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets)}")
+    if name not in presets: raise ValueError(f"unknown {what} {name!r}; known: {', '.join(presets)}")
     return presets[name]
 
 # %% ../nbs/50_network.ipynb #f1e0c5a1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .autoencoder import Codec
+from .network import preset
 from .storage import change_config
 from .train import parse_changes
 
@@ -54,8 +55,7 @@ def protocol_named(
     changes: str = '', # fields that are different, as NAME=VALUE with values in JSON and without blanks: 'clips=8 snrs=[Infinity,1]'
 )->Protocol: # settings
     "A protocol with some changes; raises `ValueError` for unknown names, that lists the known ones, and for values that cannot be."
-    if name not in PROTOCOLS: raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
-    return change_config(PROTOCOLS[name], parse_changes(changes))
+    return change_config(preset(name, PROTOCOLS, 'protocol'), parse_changes(changes))
 
 # %% ../nbs/73_protocols.ipynb #0a6e8022
 class Chunked:

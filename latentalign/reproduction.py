@@ -27,7 +27,7 @@ from .sequence import SequenceModel
 from .storage import atomic_write
 from .surprisal_training import SurprisalObjective, SurprisalOptions
 from .train import RECIPES, ConsistencyObjective, RunOptions, parse_options
-from .training import environment, fit
+from .training import environment, fit, uses_gpu
 
 # %% ../nbs/92_reproduction.ipynb #cb5de9c5
 STARTS = {  # variant → (the variant that its training starts from, '' for random weights; who does it so)
@@ -199,8 +199,7 @@ def work_of(
     options, # RunOptions or SurprisalOptions
 )->dict: # device, preset, model and batch_size
     "What the time of a step depends on, on this machine."
-    gpu = options.device == 'auto' and torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f'CPU ({platform.machine()}), {torch.get_num_threads()} threads'
+    device = torch.cuda.get_device_name() if uses_gpu(options.device) else f'CPU ({platform.machine()}), {torch.get_num_threads()} threads'
     return {'device': device, 'preset': options.preset, 'model': getattr(options, 'variant', 'surprisal'), 'batch_size': options.recipe().train.batch_size}
 
 
@@ -216,7 +215,7 @@ def measure(
     with TemporaryDirectory() as out:
         fit(objective, Noise(shape), config, out, {}, device=options.device)
         seconds = [json.loads(line)['seconds_per_step'] for line in open(Path(out) / 'metrics.jsonl')][steps:]
-    if options.device == 'auto' and torch.cuda.is_available(): peak = torch.cuda.max_memory_allocated()
+    if uses_gpu(options.device): peak = torch.cuda.max_memory_allocated()
     else:
         import resource  # not on Windows
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

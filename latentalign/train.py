@@ -25,7 +25,7 @@ from .linearity import LinearityConfig, linear_paths
 from .metrics import mss_error
 from .network import LEAST_LEVEL, PRESETS, AutoencoderConfig, preset
 from .storage import atomic_write, change_config
-from .training import RunState, TrainConfig, fit, learning_rate
+from .training import RunState, TrainConfig, fit, learning_rate, uses_gpu
 
 # %% ../nbs/72_recipes.ipynb #2810b6bd
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ class RunOptions:
     @property
     def on_gpu(self)->bool: # whether the run uses a GPU
         "Whether the run uses a GPU; raises `ValueError` for an unknown device."
-        if self.device not in ('auto', 'cpu'): raise ValueError(f"unknown device {self.device!r}; known: auto, cpu")
-        return self.device == 'auto' and torch.cuda.is_available()
+        return uses_gpu(self.device)
 
     def recipe(self)->Recipe: # with everything decided
         "The recipe that the options stand for."
