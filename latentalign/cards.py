@@ -17,8 +17,13 @@ from .training import training_seconds
 
 # %% ../nbs/94_cards.ipynb #35bb41fd
 _RENDERED = ("{} of the music21 corpus (Bach's chorales, O'Neill's and Ryan's tunes; works in the public domain), rendered with random "
-             "instruments of the SoundFont `TimGM6mb` (GPL-2). No recordings, no download.")
-DATA = {name: _RENDERED.format(name) for name in ('scores', 'melodies')}  # data of a run → what it is and under which licence
+             "instruments of the SoundFont `TimGM6mb` (GPL-2).")
+DATA = {  # data of a run → what it is and under which licence
+    **{name: _RENDERED.format(name) for name in ('scores', 'melodies')},
+    'data/loops': "Samples and loops in the public domain (CC0), those named `arovane_*` given by Uwe Zahn (Arovane).",
+    'data/music': ("“Vibe Ace” and “Dance of the Sugar Plum Fairy” by Kevin MacLeod and a solo trumpet by Mihai Sorohan (all CC BY 3.0; cut into crops, changed in "
+                   "level and mixed for training)."),
+}
 
 # %% ../nbs/94_cards.ipynb #aaddb8bf
 def lineage(

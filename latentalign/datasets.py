@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'PAPERS_WEIGHTS', 'Layout', 'matching_files', 'StemTrack', 'sum_waves', 'stem_tracks', 'layout_items',
-           'papers_mixture', 'open_source']
+           'papers_mixture', 'Turns', 'open_source']
 
 # %% ../nbs/64_datasets.ipynb #80615713
 import re, warnings
@@ -145,8 +145,21 @@ def papers_mixture(
     return AudioFiles([p[0] for p in parts], list(PAPERS_WEIGHTS.values()), crop, sample_rate, seed, spans=[p[1] for p in parts])
 
 # %% ../nbs/64_datasets.ipynb #319da052
+class Turns(Dataset):
+    "Several sources that take turns; all their items come, each once."
+    def __init__(self,
+        sources:list,  # data sets without end
+    ): self.sources = sources
+
+    def __len__(self): return len(self.sources[0])
+
+    def __getitem__(self, i:int):  # what the source whose turn it is gives
+        turn, place = divmod(i, len(self.sources))
+        return self.sources[(place + turn//8) % len(self.sources)][turn]
+
+# %% ../nbs/64_datasets.ipynb #042feb23
 def open_source(
-    data:str|Path,          # "scores"; a folder or several with commas; "LAYOUT:FOLDER"; "papers:FOLDER"
+    data:str|Path,          # "scores"; a folder or several with commas, "scores" among them; "LAYOUT:FOLDER"; "papers:FOLDER"
     crop:int=CROP,          # samples
     sample_rate:int=SAMPLE_RATE, # Hz
     seed:int=0,             # two sources of different seeds draw differently
@@ -161,7 +174,9 @@ def open_source(
         items, span = layout_items(name, root, split)
         return AudioFiles([items], **common, spans=[span])
     folders = [data] if Path(data).expanduser().is_dir() else str(data).split(",")
-    if missing := [f for f in folders if not Path(f).expanduser().is_dir()]:
-        raise ValueError(f"unknown data {str(missing[0])!r}: no such folder; known: scores, FOLDER, FOLDER,FOLDER…, papers:FOLDER, "
+    recorded = [f for f in folders if f != "scores"]
+    if missing := [f for f in recorded if not str(f) or not Path(f).expanduser().is_dir()]:
+        raise ValueError(f"unknown data {str(missing[0])!r}: no such folder; known: scores, FOLDER, FOLDER,FOLDER…, scores,FOLDER…, papers:FOLDER, "
                          + ", ".join(f"{n}:FOLDER" for n in LAYOUTS))
-    return AudioFolder(folders, **common, split=split)
+    recordings = AudioFolder(recorded, **common, split=split)
+    return recordings if len(recorded) == len(folders) else Turns([RenderedScores(split, **common), recordings])
