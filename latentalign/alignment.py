@@ -26,6 +26,7 @@ class AlignmentConfig:
     times: str = 'logit-normal'  # distribution of t, one of NOISE_TIMES
     t_mean: float = 0.           # mean of logit t
     t_std: float = 1.            # deviation of logit t
+    clean: float = 0.            # share of sounds whose latent is left as it is, t = 0
 
     def __post_init__(self):
         for name, known in (('noise', LATENT_NOISES), ('times', NOISE_TIMES)):
@@ -33,16 +34,18 @@ class AlignmentConfig:
         for name in ('gamma', 't_std'):
             if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if not math.isfinite(self.t_mean): raise ValueError(f"t_mean must be finite, got {self.t_mean}")
+        if not 0 <= self.clean < 1: raise ValueError(f"clean must be in [0, 1), got {self.clean}")
 
 # %% ../nbs/44_alignment.ipynb #90b3d7d5
 def draw_times(
     count: int,                  # how many
     config: AlignmentConfig,     # their distribution
     generator: torch.Generator,  # source of randomness
-)->torch.Tensor: # (count,), t in (0, 1), on the generator's device
+)->torch.Tensor: # (count,), t in [0, 1), on the generator's device
     "Draw amounts of noise."
-    if config.times == 'uniform': return torch.rand(count, generator=generator, device=generator.device)
-    return torch.sigmoid(config.t_mean + config.t_std * torch.randn(count, generator=generator, device=generator.device))
+    uniform = lambda: torch.rand(count, generator=generator, device=generator.device)
+    t = uniform() if config.times == 'uniform' else torch.sigmoid(config.t_mean + config.t_std * torch.randn(count, generator=generator, device=generator.device))
+    return t.where(uniform() >= config.clean, 0.) if config.clean else t
 
 # %% ../nbs/44_alignment.ipynb #056cb5b9
 def snr_to_time(

@@ -81,6 +81,7 @@ RECIPES = {
 _LINEAR = {'linearity.homogeneity': True, 'linearity.additivity': True}
 _EXACT = {'model.factor_level': True, 'linearity.additivity': True}
 _NORMALISED = {'model.network.bottleneck': 'layer_norm'}
+_RELATIVE = {'alignment.noise': 'relative', 'alignment.clean': .5}
 
 VARIANTS = {
     'm2l': {},
@@ -90,9 +91,9 @@ VARIANTS = {
     'lin-no-homogeneity': {'linearity.additivity': True},
     'align': _NORMALISED | {'alignment.noise': 'fixed'},
     'align-uniform': {'alignment.noise': 'fixed', 'alignment.times': 'uniform'},
-    'lin-align': _LINEAR | {'alignment.noise': 'relative'},
+    'lin-align': _LINEAR | _RELATIVE,
     'lin-exact': _EXACT,
-    'lin-exact-align': _EXACT | _NORMALISED | {'alignment.noise': 'relative'},
+    'lin-exact-align': _EXACT | _RELATIVE,
 }
 
 # %% ../nbs/72_recipes.ipynb #6a436f67
