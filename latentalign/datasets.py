@@ -146,7 +146,7 @@ def papers_mixture(
 
 # %% ../nbs/64_datasets.ipynb #319da052
 class Turns(Dataset):
-    "Several sources that take turns; all their items come, each once."
+    "Several sources that take turns, two items at a time; all their items come, each once."
     def __init__(self,
         sources:list,  # data sets without end
     ): self.sources = sources
@@ -154,8 +154,8 @@ class Turns(Dataset):
     def __len__(self): return len(self.sources[0])
 
     def __getitem__(self, i:int):  # what the source whose turn it is gives
-        turn, place = divmod(i, len(self.sources))
-        return self.sources[(place + turn//8) % len(self.sources)][turn]
+        turn, place = divmod(i//2, len(self.sources))
+        return self.sources[(place + turn//4) % len(self.sources)][2*turn + i % 2]
 
 # %% ../nbs/64_datasets.ipynb #042feb23
 def open_source(
