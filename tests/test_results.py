@@ -95,13 +95,13 @@ def test_too_large_a_model_is_not_shipped(tmp_path, monkeypatch):
 
 
 def test_the_page_is_drawn_from_the_records_and_stands_in_the_readme(tmp_path):
-    kept = TOP/"figures/results/results.md"
+    pages = [TOP/"figures/results"/name for name in ("results.md", "variants.md", "speed.md")]
     shutil.copytree(TOP/"figures", tmp_path/"figures")
-    (tmp_path/"figures/results/results.md").unlink()
+    for page in pages: (tmp_path/"figures/results"/page.name).unlink()
     subprocess.run([sys.executable, "-m", "papermill", str(TOP/"nbs/results.ipynb"), "page.ipynb", "-p", "figures", "figures"], check=True, capture_output=True)
-    assert (tmp_path/"figures/results/results.md").read_text() == kept.read_text()
-    assert kept.read_text().strip() in (TOP/"README.md").read_text()
-    for picture in re.findall(r"\]\((figures/[^)]+)\)", kept.read_text()): assert (TOP/picture).is_file(), picture
+    for page in pages:
+        assert (tmp_path/"figures/results"/page.name).read_text() == page.read_text() and page.read_text().strip() in (TOP/"README.md").read_text()
+        for picture in re.findall(r"\]\((figures/[^)]+)\)", page.read_text()): assert (TOP/picture).is_file(), picture
 
 
 def test_cards_quote_the_records():
