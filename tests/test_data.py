@@ -289,6 +289,15 @@ def test_open_source_opens_folders_and_lists_what_it_knows(sets):
     for bad in ("score", "jamendo:/tmp", "/no/such/folder"):
         with pytest.raises(ValueError, match="known: scores.*musdb18-hq"): open_source(bad)
 
+def test_scores_and_folders_take_turns(sets):
+    both = open_source(f"scores,{sets/'e-gmd'}", crop=1000, sample_rate=22050, seed=3)
+    alone = [open_source(data, crop=1000, sample_rate=22050, seed=3) for data in ("scores", sets/"e-gmd")]
+    for i, (source, k) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]): assert torch.equal(both[i], alone[source][k]), i
+    assert torch.equal(both[16], alone[1][8]), "every sixteenth item is not always of the same kind"
+    assert torch.equal(open_source(f"{sets/'e-gmd'},scores", crop=1000, sample_rate=22050, seed=3)[5], both[5])
+    for bad in ("scores,", "scores,scores/of/nobody", ""):
+        with pytest.raises(ValueError, match="no such folder"): open_source(bad)
+
 
 def test_all_sources_have_the_same_defaults():
     from latentalign.scores import RenderedScores

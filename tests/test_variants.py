@@ -120,6 +120,17 @@ def test_bad_alignment(bad):
     with pytest.raises(ValueError, match=str(list(bad.values())[0])): AlignmentConfig(**bad)
 
 
+def test_a_share_of_latents_stays_clean():
+    config, z = AlignmentConfig('relative', clean=.25), torch.randn(4000, 3, 5, generator=generator())
+    same = (add_latent_noise(z, 1., config, generator()) == z).all((1, 2))
+    assert abs(same.float().mean() - .25) < .03
+    noisy = draw_times(4000, config, generator())[~same]
+    assert abs(noisy.median() - .5) < .02 and (noisy > 0).all()
+    assert torch.equal(draw_times(9, AlignmentConfig(), generator()), torch.sigmoid(torch.randn(9, generator=generator()))), "without it, draws are as they were"
+    for bad in (1., -.1, math.nan):
+        with pytest.raises(ValueError, match='clean'): AlignmentConfig(clean=bad)
+
+
 def test_gains_must_be_finite():
     with pytest.raises(ValueError, match='inf'): LinearityConfig(gain_range=(0., math.inf))
 
