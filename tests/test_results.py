@@ -15,7 +15,8 @@ from latentalign.metrics import mss_error
 from latentalign.storage import BUNDLED, bundled_models
 
 TOP = Path(__file__).parent.parent
-FAMILY, LISTENERS = ("m2l", "align", "lin-align"), ("m2l", "align")
+FAMILY = ("m2l", "lin", "lin-exact", "align", "lin-align", "lin-exact-align")
+LISTENERS = ("m2l", "align", "lin-align")
 
 
 @pytest.fixture(autouse=True)
