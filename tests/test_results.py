@@ -1,5 +1,6 @@
 "The models that come with the package, their cards, and the page of results."
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -103,6 +104,16 @@ def test_the_page_is_drawn_from_the_records_and_stands_in_the_readme(tmp_path):
     for page in pages:
         assert (tmp_path/"figures/results"/page.name).read_text() == page.read_text() and page.read_text().strip() in (TOP/"README.md").read_text()
         for picture in re.findall(r"\]\((figures/[^)]+)\)", page.read_text()): assert (TOP/picture).is_file(), picture
+
+
+def test_where_linearity_ends_is_measured(tmp_path):
+    "A model that is homogeneous by construction follows every gain, and its latents keep their direction."
+    (tmp_path/"figures").mkdir()
+    subprocess.run([sys.executable, "-m", "papermill", str(TOP/"nbs/shortfall.ipynb"), "page.ipynb", "-p", "models", "lin-exact", "-p", "clips", "2"], check=True, capture_output=True)
+    found = json.loads((tmp_path/"figures/shortfall.json").read_text())["models"]["lin-exact"]
+    for gain, entry in found["gains"].items():
+        assert entry["size"] == pytest.approx(20 * math.log10(float(gain)), abs=1e-3) and entry["direction"] == pytest.approx(1, abs=1e-5)
+    assert 0 < found["sum"]["error"] < 2 and found["sum"]["sum"] != found["sum"]["noise"]
 
 
 def test_cards_quote_the_records():
