@@ -9,13 +9,17 @@ __all__ = ['PRESETS', 'SOUND_LEVEL', 'LEAST_LEVEL', 'AutoencoderConfig', 'preset
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from .blocks import NetworkConfig
-from .consistency import NoiseConfig, precondition
+from .closed_forms import CodeConfig, compress_magnitude, magnitude, measure
+from .consistency import NoiseConfig, decode_steps, precondition
 from .denoiser import Denoiser, LatentUpsampler
 from .encoder import LAYER_NORM_SCALE, Encoder
 from .linearity import level
+from .magnitude import MagnitudeDecoder, ProjectionEncoder, local_level
 from .storage import SavedModel
+from .texture import put_back, shape_of
 from .transform import TransformConfig, to_spec
 
 # %% ../nbs/50_network.ipynb #7f504549
@@ -23,17 +27,39 @@ from .transform import TransformConfig, to_spec
 class AutoencoderConfig:
     "Everything that must be known to use the weights of an autoencoder; its defaults are the published network."
     transform: TransformConfig = field(default_factory=TransformConfig)  # the image of a sound
-    network: NetworkConfig = field(default_factory=NetworkConfig)        # sizes
+    network: NetworkConfig | None = field(default_factory=NetworkConfig)  # sizes of the consistency networks; None: there are none
     noise: NoiseConfig = field(default_factory=NoiseConfig)              # the ladder of noise levels
     window: int | None = 32  # latent frames that the network sees at a time; None: the whole piece, framed as Music2Latent does
     context: int = 4         # of them, thrown away on each side
     factor_level: bool = False  # take a window's level out before the networks and put it back after them: gain is exact
+    code: CodeConfig | None = None  # the closed form that encoder and magnitude start from; None: the plain form of the papers
+    texture: bool | None = None     # of a model with a code and networks: decode with texture where nothing else is asked for
 
     def __post_init__(self):
-        if self.network.bins != self.transform.bins:
-            raise ValueError(f"the network has {self.network.bins} bins, a hop of {self.transform.hop_length} gives {self.transform.bins}")
+        if self.code is None and self.network is None: raise ValueError("a model without a closed form (code) needs networks (network)")
+        if self.code and self.factor_level: raise ValueError("factor_level is for the plain form; a code has level_in and level_out")
+        bins = self.transform.bins // 2 if self.code else self.transform.bins
+        if self.network and self.network.bins != bins:
+            raise ValueError(f"the network has {self.network.bins} bins, a hop of {self.transform.hop_length} gives {bins}")
+        if self.network and self.code and (self.network.frames_per_latent, self.network.latent_channels) != (self.code.patch, self.code.channels):
+            raise ValueError(f"the network has {self.network.latent_channels} channels for {self.network.frames_per_latent} frames, the code {self.code.channels} for {self.code.patch}")
         if self.window is not None and not 0 <= 2 * self.context < self.window:
             raise ValueError(f"a window of {self.window} latent frames keeps nothing between two contexts of {self.context}")
+
+    @property
+    def latent_channels(self)->int: # values of a latent frame
+        "Channels of the latent."
+        return self.code.channels if self.code else self.network.latent_channels
+
+    @property
+    def frames_per_latent(self)->int: # frames of the transform
+        "How many frames of the transform one latent frame stands for."
+        return self.code.patch if self.code else self.network.frames_per_latent
+
+    @property
+    def ratio(self)->float: # 64.: the papers' compression
+        "Samples of sound over values of latent."
+        return self.frames_per_latent * self.transform.hop_length / self.latent_channels
 
 # %% ../nbs/50_network.ipynb #8bfb8edf
 PRESETS = {
@@ -70,9 +96,14 @@ class AutoencoderNetwork(SavedModel):
         config: AutoencoderConfig, # sizes and settings; the weights are random
     ):
         super().__init__()
-        self.config = config
-        self.encoder, self.upsampler, self.denoiser = (part(config.network) for part in (Encoder, LatentUpsampler, Denoiser))
-        self.register_buffer('latent_std', torch.tensor(LAYER_NORM_SCALE if config.network.bottleneck == 'layer_norm' else 1.))
+        self.config, net, code = config, config.network, config.code
+        if code:
+            dims = code.patch * (config.transform.hop_length if code.domain == 'mdct' else config.transform.bins)
+            self.encoder, self.magnitude = ProjectionEncoder(dims, code), MagnitudeDecoder(dims, config.transform, code)
+            if net: self.shape = nn.Conv2d(2 * net.fold, net.channels[0], 1)
+        else: self.encoder = Encoder(net)
+        if net: self.upsampler, self.denoiser = LatentUpsampler(net), Denoiser(net)
+        self.register_buffer('latent_std', torch.tensor(LAYER_NORM_SCALE if net and net.bottleneck == 'layer_norm' else 1.))
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -83,7 +114,7 @@ class AutoencoderNetwork(SavedModel):
     @property
     def frame_length(self)->int: # samples
         "Samples a latent frame, at the model's rate."
-        return self.config.network.frames_per_latent * self.config.transform.hop_length
+        return self.config.frames_per_latent * self.config.transform.hop_length
 
     def image(self, wave):
         "(batch, samples) → (batch, 2, bins, frames), as the networks like it in memory."
@@ -97,6 +128,7 @@ class AutoencoderNetwork(SavedModel):
 
     def latents(self, wave):
         "Enc: (batch, samples) → (batch, channels, frames), not divided by `latent_std`."
+        if self.config.code: return self.encoder(measure(wave, self.config.transform, self.config.code))
         unit, size = self.take_level(wave, SOUND_LEVEL)
         return self.take_level(self.encoder(self.image(unit)))[0] * size[:, :, None]
 
@@ -104,3 +136,18 @@ class AutoencoderNetwork(SavedModel):
         "f of Lin-CAE's equation 3: noisy image (batch, 2, bins, frames), levels (batch,), pyramid → clean image."
         c_skip, c_out, c_in = precondition(sigma, self.config.noise)
         return c_skip * spec + c_out * self.denoiser(c_in * spec, sigma, pyramid)
+
+    def target(self, wave):
+        "(batch, samples) → (batch, bins, frames), the compressed magnitude that a model with a code is trained on."
+        return compress_magnitude(magnitude(wave, self.config.transform), self.config.transform)
+
+    def pyramid(self, z, mean):
+        "What the texture's denoiser is told: maps of the latent at one level, the finest with the shape of M̂ (batch, bins, frames)."
+        maps = self.upsampler(z / local_level(z))
+        maps[0] = maps[0] + self.shape(shape_of(mean, self.config.network.fold))
+        return maps
+
+    def add_texture(self, z, mean, noises):
+        "M̂ (batch, bins, frames) with what a sample adds, in as many steps as there are noises (batch, 2, bins/2, frames)."
+        pyramid = self.pyramid(z, mean)
+        return put_back(decode_steps(lambda x, sigma: self.denoise(x, sigma, pyramid), noises, self.config.noise), mean)

@@ -40,17 +40,20 @@ def atomic_write(
         temporary.unlink(missing_ok=True)
 
 # %% ../nbs/46_storage.ipynb #f718e864
-FORMAT_VERSION = 1  # of config.json; raised when a field changes its meaning
+FORMAT_VERSION = 2  # of config.json; raised when a field is added or changes its meaning
 
 
-def _restore(kind, value, path):
-    "Rebuild `value` (from JSON) as `kind`: nested dataclasses, tuples, plain values, each of which must be of its kind."
+def _restore(kind, value, path, older=False):
+    "Rebuild `value` (from JSON) as `kind`: nested dataclasses, tuples, plain values, each of which must be of its kind; of an `older` version fields may be missing."
+    if value is None and type(None) in typing.get_args(kind): return None
+    kind = next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict): raise ValueError(f"{path}: expected an object of fields, got {value!r}")
         known = typing.get_type_hints(kind)
         if unknown := sorted(set(value) - set(known)): raise ValueError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
+        if older: value = {f.name: None for f in dataclasses.fields(kind) if f.default is None} | value
         if missing := [k for k in known if k not in value]: raise ValueError(f"{path}: missing {', '.join(missing)}")
-        return kind(**{k: _restore(known[k], v, f'{path}.{k}') for k, v in value.items()})
+        return kind(**{k: _restore(known[k], v, f'{path}.{k}', older) for k, v in value.items()})
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)): raise ValueError(f"{path}: expected a list, got {value!r}")
         return tuple(_restore(typing.get_args(kind)[0], v, path) for v in value)
@@ -70,7 +73,7 @@ def config_from_dict(
     version = data.pop('format_version', FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(f"this configuration has format version {version!r}, this latentalign knows versions up to {FORMAT_VERSION}: install a newer latentalign")
-    return _restore(kind, data, kind.__name__)
+    return _restore(kind, data, kind.__name__, version < FORMAT_VERSION)
 
 # %% ../nbs/46_storage.ipynb #5b758b76
 def config_to_dict(

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator', 'training_seconds', 'MetricsLog',
-           'uses_gpu', 'environment', 'flat', 'RunState', 'DivergenceError', 'fit']
+           'uses_gpu', 'environment', 'has_bf16', 'choose_precision', 'flat', 'RunState', 'DivergenceError',
+           'plan_steps', 'fit']
 
 # %% ../nbs/70_training.ipynb #f913259c
+import copy
 import json
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -28,11 +31,16 @@ from .storage import atomic_write, load_pickled_weights, save_state
 class TrainConfig:
     "How a model is trained; raises `ValueError` for settings that cannot be."
     steps: int = 800_000                # optimiser steps
+    minutes: float = 0.                 # as many steps as fit into so many minutes, measured at the start; 0: `steps`
     batch_size: int = 20                # items a step and process
     learning_rate: float = 1e-4         # after the warm-up
     final_learning_rate: float = 1e-6   # at the last step
     warmup: int = 10_000                # steps of linear warm-up
+    restarts: tuple[float, ...] = ()    # parts of the training at which the schedule begins anew
+    beta: float = 0.999                 # decay of the optimiser's mean squares
+    clip: float = 0.                    # norm that gradients are cut to; 0: they are left as they are
     average: float = 0.9999             # decay of the averaged weights, once warm
+    average_long: float = 0.            # decay of a second average, that may turn out better; 0: there is none
     average_every: int = 10             # steps between two updates of the averaged weights
     accumulate: int = 1                 # batches whose gradients are added up for one step
     precision: str = 'no'               # mixed precision of accelerate: 'no', 'fp16' or 'bf16'
@@ -40,12 +48,15 @@ class TrainConfig:
     seed: int = 0                       # of weights, data and noise
     workers: int = 4                    # processes that make data; 0: the training process itself
     log_every: int = 100                # steps between two log records
-    checkpoint_every: int = 1000        # steps between two checkpoints
+    checkpoint_every: int = 1000        # steps between two checkpoints, at most; one is due after 100 s, too
 
     def __post_init__(self):
         for name in ('steps', 'batch_size', 'average_every', 'accumulate', 'log_every', 'checkpoint_every'):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be 1 or above, got {getattr(self, name)}")
-        if not 0 <= self.average < 1: raise ValueError(f"average must be in [0, 1), got {self.average}")
+        for name in ('average', 'average_long', 'beta'):
+            if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.minutes < 1e5 or not self.clip >= 0: raise ValueError(f"minutes and clip must not be negative, got {self.minutes} and {self.clip}")
+        if any(not 0 < a < b < 1 for a, b in zip((1e-9, *self.restarts), self.restarts)): raise ValueError(f"restarts must rise between 0 and 1, got {self.restarts}")
         if not (self.learning_rate > 0 and self.final_learning_rate >= 0 and self.warmup >= 0):
             raise ValueError(f"learning rates and warm-up must not be negative, got {self.learning_rate}, {self.final_learning_rate}, {self.warmup}")
         if self.checkpoint_every % self.log_every: raise ValueError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every}), so that a resumed run logs what the whole run does")
@@ -57,8 +68,10 @@ def learning_rate(
     config: TrainConfig,  # schedule
 )->float: # for the next step
     "The learning rate of a step."
-    if step < config.warmup: return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(config.steps - 1 - config.warmup, 1)
+    starts = [0, *(round(part * config.steps) for part in config.restarts), config.steps]
+    first, last = next((a, b) for a, b in zip(starts, starts[1:]) if step < b or b == config.steps)
+    if step - first < config.warmup: return config.learning_rate * (step - first + 1) / config.warmup
+    progress = (step - first - config.warmup) / max(last - first - 1 - config.warmup, 1)
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
 # %% ../nbs/70_training.ipynb #71728eb3
@@ -160,6 +173,28 @@ def environment()->dict: # plain values
             'accelerator': torch.cuda.get_device_name() if torch.cuda.is_available() else 'none',
             **{p: version(p) for p in packages}}
 
+@cache
+def has_bf16()->bool:
+    "Whether the processor computes with bf16 numbers; others only store them, and are slower for it."
+    try: flags = Path('/proc/cpuinfo').read_text()
+    except OSError: return False
+    return bool({'avx512_bf16', 'amx_bf16'} & set(flags.split()))
+
+
+def choose_precision(
+    asked: str,    # 'auto', 'no', 'fp16' or 'bf16'
+    recipe: str,   # what a recipe takes on a GPU
+    on_gpu: bool,  # whether the run uses one
+)->str: # 'no', 'fp16' or 'bf16'
+    "The mixed precision of a run; raises `ValueError` where the machine does not have what is asked for."
+    if asked not in ('auto', 'no', 'fp16', 'bf16'): raise ValueError(f"unknown precision {asked!r}; known: auto, no, fp16, bf16")
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else has_bf16()
+    if asked == 'bf16' and not bf16: raise ValueError(f"precision bf16 is asked for, and this {'GPU' if on_gpu else 'processor'} does not compute with it: take {'fp16' if on_gpu else 'no'}, or auto")
+    if asked == 'fp16' and not on_gpu: raise ValueError("precision fp16 needs a GPU: take no, or auto")
+    if asked != 'auto': return asked
+    if on_gpu: return 'fp16' if recipe == 'bf16' and not bf16 else recipe
+    return 'bf16' if bf16 else 'no'
+
 # %% ../nbs/70_training.ipynb #bdc6db94
 def flat(
     settings: dict,   # plain values and dictionaries of them, to any depth
@@ -180,28 +215,36 @@ class RunState:
     ):
         self.objective, self.settings, self.path, self.step, self.scaler = objective, settings, Path(path), 0, None
         trained = [p for p in objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.RAdam(trained, lr=config.learning_rate, foreach=True)
-        self.average = WeightAverage(objective, config.average)
+        self.optimizer = torch.optim.RAdam(trained, lr=config.learning_rate, betas=(.9, config.beta), foreach=True)
+        self.averages = [WeightAverage(objective, decay) for decay in (config.average, config.average_long) if decay or not config.average_long]
+        self.planned = config.steps if not config.minutes else 0  # steps of the whole run; 0: to be measured
+
+    @property
+    def average(self)->WeightAverage: # the first of them
+        "The averaged weights."
+        return self.averages[0]
 
     def save(self):
         "Write the checkpoint, whole or not at all."
         state = {'step': self.step, 'settings': json.dumps(self.settings, sort_keys=True), 'model': self.objective.state_dict(),
-                 'optimizer': self.optimizer.state_dict(), 'average': self.average.values, 'updates': self.average.updates,
+                 'optimizer': self.optimizer.state_dict(), 'averages': [a.values for a in self.averages], 'updates': self.average.updates, 'planned': self.planned,
                  'scaler': self.scaler.state_dict() if self.scaler else {}}
         save_state(self.path, state)
 
     def load(self):
         "Go on from the checkpoint; raises `ValueError` if it is none, and naming the settings that differ from those it was made with."
         state = load_pickled_weights(self.path)
-        if not isinstance(state, dict) or not {'step', 'settings', 'model', 'optimizer', 'average', 'updates', 'scaler'} <= state.keys():
+        if not isinstance(state, dict) or not {'step', 'settings', 'model', 'optimizer', 'averages', 'updates', 'planned', 'scaler'} <= state.keys():
             raise ValueError(f"{self.path} is no checkpoint of a run")
         before, now = flat(json.loads(state['settings'])), flat(json.loads(json.dumps(self.settings)))
         if differ := [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]:
             changes = ', '.join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differ)
             raise ValueError(f"{self.path.parent} holds a run with other settings ({changes}): choose another `out`, or resume=False to start over")
         self.objective.load_state_dict(state['model']); self.optimizer.load_state_dict(state['optimizer'])
-        for k, v in state['average'].items(): self.average.values[k].copy_(v)
-        self.average.updates, self.step = state['updates'], state['step']
+        for average, values in zip(self.averages, state['averages']):
+            for k, v in values.items(): average.values[k].copy_(v)
+            average.updates = state['updates']
+        self.step, self.planned = state['step'], state['planned']
         if self.scaler and state['scaler']: self.scaler.load_state_dict(state['scaler'])
 
 # %% ../nbs/70_training.ipynb #ba8832df
@@ -226,12 +269,30 @@ def _train_step(accelerator, objective, state, batches, config):
         _check_finite(loss, 'loss', state)
         accelerator.backward(loss / config.accumulate)
         total += loss.detach() / config.accumulate
-    norm = accelerator.clip_grad_norm_(state.optimizer.param_groups[0]['params'], math.inf)
+    norm = accelerator.clip_grad_norm_(state.optimizer.param_groups[0]['params'], config.clip or math.inf)
     if state.scaler is None: _check_finite(norm, 'gradient', state)  # the scaler of fp16 skips such steps itself
     for group in state.optimizer.param_groups: group['lr'] = learning_rate(state.step, config)
     state.optimizer.step(); state.optimizer.zero_grad()
     state.step += 1
     return total, norm
+
+# %% ../nbs/70_training.ipynb #70c0de02
+def plan_steps(accelerator, model, state, source, config, trials: int = 6)->int:
+    "How many steps fit into `config.minutes`; leaves weights, averages and optimiser as they were."
+    weights, optimizer = copy.deepcopy(state.objective.state_dict()), copy.deepcopy(state.optimizer.state_dict())
+    starts, seconds = [0., *config.restarts], 0.
+    batches = [torch.stack([source[k * config.batch_size + i] for i in range(config.batch_size)]) for k in range(2)]
+    far = replace(config, steps=10 ** 6)
+    for start, end in zip(starts, [*config.restarts, 1.]):
+        times = []
+        for k in range(trials * config.accumulate):
+            state.step = round(start * far.steps) + 1
+            begun = time.perf_counter()
+            _train_step(accelerator, model, state, iter([batches[k % 2]] * config.accumulate), far)
+            times.append(time.perf_counter() - begun)
+        seconds += (end - start) * sorted(times)[len(times) // 2]
+    state.objective.load_state_dict(weights); state.optimizer.load_state_dict(optimizer); state.step = 0
+    return max(config.log_every, round(60 * config.minutes / seconds))
 
 # %% ../nbs/70_training.ipynb #95379608
 def fit(
@@ -245,7 +306,8 @@ def fit(
     on_log=None,                 # called with (list of all records, RunState) after each log record
 )->RunState: # at the last step
     "Train; raises `DivergenceError` if the loss is not finite, `ValueError` if `out` holds a run with other settings."
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == 'cpu')
+    unused = DistributedDataParallelKwargs(find_unused_parameters=bool(config.restarts))  # a schedule in parts trains parts of a model
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == 'cpu', kwargs_handlers=[unused])
     out, torch_objective = Path(out), objective.to(accelerator.device)
     state = RunState(torch_objective, config, settings, out / 'checkpoint.pt')
     state.scaler = accelerator.scaler  # of fp16, None otherwise
@@ -258,7 +320,8 @@ def fit(
     log = MetricsLog(out / 'metrics.jsonl', state.step) if accelerator.is_main_process else None
     if log:
         with atomic_write(out / 'environment.json') as p: p.write_text(json.dumps(environment(), indent=2) + '\n')
-    _loop(accelerator, model, state, source, config, log, on_log)
+    if not state.planned: state.planned = plan_steps(accelerator, model, state, source, config)
+    _loop(accelerator, model, state, source, replace(config, steps=state.planned), log, on_log)
     return state
 
 # %% ../nbs/70_training.ipynb #8cd20fe5
@@ -268,11 +331,12 @@ def _loop(accelerator, model, state, source, config, log, on_log):
     sampler = StepSampler(first, last, config.batch_size, accelerator.process_index, accelerator.num_processes)
     batches = iter(DataLoader(source, batch_sampler=sampler, num_workers=config.workers, worker_init_fn=lambda _: torch.set_num_threads(1)))
     bar = tqdm(range(state.step, config.steps), initial=state.step, total=config.steps, mininterval=2, disable=log is None, unit='step')
-    start, losses = time.perf_counter(), []
+    start, losses, saved = time.perf_counter(), [], time.perf_counter()
     for _ in bar:
         loss, norm = _train_step(accelerator, model, state, batches, config)
         losses.append(loss)
-        if state.step % config.average_every == 0 or state.step == config.steps: state.average.update(state.objective)
+        if state.step % config.average_every == 0 or state.step == config.steps:
+            for average in state.averages: average.update(state.objective)
         if log and (state.step % config.log_every == 0 or state.step == config.steps):
             seconds = (time.perf_counter() - start) / len(losses)
             log.add(step=state.step, loss=torch.stack(losses).mean().item(), gradient_norm=norm.item() if norm.isfinite() else None,
@@ -280,4 +344,5 @@ def _loop(accelerator, model, state, source, config, log, on_log):
             bar.set_postfix({'loss': f"{log.records[-1]['loss']:.4g}", 's/step': f'{seconds:.2f}'}, refresh=False)
             if on_log: on_log(log.records, state)
             start, losses = time.perf_counter(), []
-        if log and (state.step % config.checkpoint_every == 0 or state.step == config.steps): state.save()
+        due = state.step % config.checkpoint_every == 0 or state.step % config.log_every == 0 and time.perf_counter() - saved > 100
+        if log and (due or state.step == config.steps): state.save(); saved = time.perf_counter()
