@@ -3,8 +3,8 @@ import gzip, inspect, json, pickle, warnings
 import numpy as np, pytest, soundfile, torch
 from torch.utils.data import DataLoader, Subset
 from latentalign.audio import check_wave, find_audio, read_audio, resample, write_audio
-from latentalign.audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, AudioFiles, AudioFolder, held_out, level_db, read_segment, split_files
-from latentalign.datasets import LAYOUTS, PAPERS_WEIGHTS, layout_items, matching_files, open_source, papers_mixture, stem_tracks
+from latentalign.audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, AudioFiles, AudioFolder, Stems, held_out, level_db, read_segment, split_files
+from latentalign.datasets import LAYOUTS, PAPERS_WEIGHTS, Turns, find_songs, layout_items, matching_files, open_source, papers_mixture, song_split, stem_items, stem_tracks, warn_once
 
 
 def sine(frequency, rate, seconds, level=.5):
@@ -283,20 +283,214 @@ def test_the_papers_mixture_has_its_weights(sets):
     with pytest.raises(ValueError, match="moisesdb"): papers_mixture({"e-gmd": sets/"e-gmd"})
     assert sum(PAPERS_WEIGHTS.values()) == 100
 
+def test_moisesdb_gives_stems_and_mixes_to_train_on_and_mixes_to_validate(sets):
+    items = {split: layout_items("moisesdb", sets/"moisesdb", split)[0] for split in ("train", "valid", None)}
+    assert all(isinstance(i, Stems) for i in items["train"] + items[None]) and all(isinstance(i, tuple) for i in items["valid"])
+    files = lambda split: {p for i in items[split] for part in (i.parts if isinstance(i, Stems) else [i]) for p in part}
+    assert files("train").isdisjoint(files("valid")) and files("train") | files("valid") == files(None) and len(files(None)) == 4
+    song = next(i for i in items[None] if len(i.parts) == 2)                                    # one bass file, two of drums
+    source = AudioFiles([[song]], crop=64, min_level_db=-200)
+    kinds = {len(song.choose(np.random.default_rng(i))[0]) for i in range(50)}
+    assert kinds == {1, 2, 3} and source[0].shape == (64,)
+
 def test_open_source_opens_folders_and_lists_what_it_knows(sets):
-    assert len(open_source(f"{sets/'e-gmd'},{sets/'m4singer'}", crop=100).groups) == 2
+    assert len(open_source(f"{sets/'e-gmd'},{sets/'m4singer'}", crop=100).sources) == 2
     assert isinstance(open_source(sets/"e-gmd"), AudioFiles)
-    for bad in ("score", "jamendo:/tmp", "/no/such/folder"):
-        with pytest.raises(ValueError, match="known: scores.*musdb18-hq"): open_source(bad)
+    for bad in ("score", "jamendo:/tmp", "/no/such/folder", "scores,stems:", "stems"):
+        with pytest.raises(ValueError, match="known: scores.*stems:FOLDER.*musdb18-hq"): open_source(bad)
 
 def test_scores_and_folders_take_turns(sets):
     both = open_source(f"scores,{sets/'e-gmd'}", crop=1000, sample_rate=22050, seed=3)
     alone = [open_source(data, crop=1000, sample_rate=22050, seed=3) for data in ("scores", sets/"e-gmd")]
     for i, (source, k) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]): assert torch.equal(both[i], alone[source][k]), i
     assert torch.equal(both[16], alone[1][8]), "every sixteenth item is not always of the same kind"
-    assert torch.equal(open_source(f"{sets/'e-gmd'},scores", crop=1000, sample_rate=22050, seed=3)[5], both[5])
+    assert torch.equal(open_source(f"{sets/'e-gmd'},scores", crop=1000, sample_rate=22050, seed=3)[5], both[7])
     for bad in ("scores,", "scores,scores/of/nobody", ""):
         with pytest.raises(ValueError, match="no such folder"): open_source(bad)
+
+def test_turns_go_by_weight_and_miss_nothing():
+    for weights in ([1, 1], [2, 1], [3, 2, 4], [60, 20, 9, 8, 3]):
+        sources = [range(10000*s, 10000*s + 10000) for s in range(len(weights))]
+        drawn = [Turns(sources, weights)[i] for i in range(8*2*sum(weights))]
+        assert sorted(drawn) == [10000*s + k for s, w in enumerate(weights) for k in range(16*w)]       # eight rounds: every item once
+        assert all(drawn[i + 1] == drawn[i] + 1 for i in range(0, len(drawn), 2))                       # neighbours stay together
+        every = {x//10000 for x in (Turns(sources, weights)[16*i] for i in range(4*sum(weights)))}
+        assert every == set(range(len(weights))), weights
+    for weights in ([1], [0, 1], [1.5, 1], [-1, 1]):
+        with pytest.raises(ValueError, match="2 sources.*whole numbers"): Turns([range(9)]*2, weights)
+
+def test_one_grammar_for_all_sources(sets, tmp_path):
+    odd = tmp_path/"a,b@2"
+    odd.mkdir()
+    write_audio(odd/"x.wav", sine(1000, 44100, .1), 44100)
+    assert isinstance(open_source(odd), AudioFiles) and isinstance(open_source(str(odd)), AudioFiles)    # a folder is a folder, whatever its name
+    source = open_source(f"e-gmd:{sets/'e-gmd'}@3,stems:{sets/'musdb18-hq/train'},{sets/'m4singer'}@2", crop=100)
+    assert source.weights == [3, 1, 2] and all(isinstance(x, AudioFiles) for x in source.sources)
+    for bad in ("@0", "@-1", "@1.5", "@x", "@"):
+        with pytest.raises(ValueError, match="whole number from 1"): open_source(f"scores{bad},{odd}")
+
+
+# songs in stems
+
+def write_song(folder, stems, samples=22050, rate=22050):
+    "A song of constant stems {name: value}."
+    folder.mkdir(parents=True)
+    for name, value in stems.items(): write_audio(folder/f"{name}.wav", np.full(samples, value, np.float32), rate)
+
+@pytest.fixture
+def songs(tmp_path):
+    "Eight songs in two stems of .1 and .2, and what the two files would sum to in a mixture of 1 (which is no stem)."
+    for k in range(8): write_song(tmp_path/f"songs/{k}", {"guitar": .1, "backing": .2, "mixture": 1.})
+    return tmp_path/"songs"
+
+def test_songs_split_as_wholes_and_validation_in_time(songs):
+    names = lambda split: {p.parent.name for i in stem_items(songs, split)[0] for part in (i.parts if isinstance(i, Stems) else [i]) for p in part}
+    assert names("train") == names("valid") == set("1357") and names("test") == set("0246") and names(None) == set("01234567")
+    assert [stem_items(songs, s)[1] for s in ("train", "valid", "test", None)] == [(0., .9), (.9, 1.), (0., 1.), (0., 1.)]
+    for split in ("train", "test"): (songs/split).mkdir()
+    for k in range(8): (songs/str(k)).rename(songs/("train" if k < 6 else "test")/str(k))
+    assert names("train") == set("012345") and names("test") == set("67")
+    (songs/"train/5").rename(songs/"valid-5"); (songs/"valid").mkdir(); (songs/"valid-5").rename(songs/"valid/5")
+    assert names("train") == set("01234") and names("valid") == {"5"} and stem_items(songs, "train")[1] == (0., 1.)
+    with pytest.raises(ValueError, match="'dev'.*train, valid, test"): stem_items(songs, "dev")
+
+def test_of_many_songs_a_tenth_is_for_tests():
+    many = {f"{k:03}": k for k in range(400)}
+    train, test = (song_split(many, s)[0] for s in ("train", "test"))
+    assert 20 < len(test) < 60 and sorted(train + test) == list(range(400))
+    with pytest.raises(ValueError, match="'train'.*two are needed"): song_split({"only": 0}, "train")
+
+def test_stem_items_are_mixtures_solos_and_remixes_that_depend_on_the_index_alone(songs):
+    source = open_source(f"stems:{songs}", crop=200, sample_rate=22050, seed=2)
+    values = np.array([float(source[i].mean()) for i in range(1000)])
+    share = lambda x: np.mean(np.abs(values - x) < 1e-3)
+    assert .44 < share(.3) < .57 and .09 < share(.1) < .19 and .09 < share(.2) < .19 and values.max() < 1.5
+    again = open_source(f"stems:{songs}", crop=200, sample_rate=22050, seed=2)
+    assert all(torch.equal(source[i], again[i]) for i in reversed(range(50))) and torch.equal(pickle.loads(pickle.dumps(source))[7], source[7])
+    for split in ("valid", "test"):
+        held = open_source(f"stems:{songs}", crop=200, sample_rate=22050, split=split)
+        assert all(abs(float(held[i].mean()) - .3) < 1e-3 for i in range(40))
+
+@pytest.mark.parametrize("make, words", [
+    (lambda f: write_song(f/"one", {"guitar": .1}), "the song one has one stem.*guitar.wav.*two or more"),
+    (lambda f: write_song(f/"one", {"guitar": .1, "mix": .2}), "the song one has one stem"),
+    (lambda f: write_song(f/"one", {"mixture": .1}), "the song one has a mixture and no stems"),
+    (lambda f: write_song(f/"one", {"guitar": .1, "backing": 0.}), "backing.wav is silent.*-60 dB"),
+    (lambda f: write_song(f/"one", {"guitar": .1, "backing": 1e-4}), "backing.wav is silent"),
+    (lambda f: write_song(f, {"guitar": .1, "backing": .2}), "holds audio files itself.*SONG/STEM.ogg"),
+    (lambda f: (write_song(f/"one", {"guitar": .1, "backing": .2}), write_audio(f/"one/drums.wav", np.full(30000, .1), 22050)), "not equally long.*backing.wav 1.00 s, drums.wav 1.36 s"),
+    (lambda f: (write_song(f/"one", {"guitar": .1, "backing": .2}), write_audio(f/"one/guitar.flac", np.full(22050, .1), 22050)), "a stem twice: guitar.flac, guitar.wav"),
+    (lambda f: (write_song(f/"one", {"guitar": .1, "backing": .2}), (f/"one/drums.wav").write_bytes(b"RIFF")), "cannot read.*drums.wav"),
+    (lambda f: f.mkdir(), "nothing in.*SONG/STEM.ogg"),
+    (lambda f: None, "no such folder.*SONG/STEM.ogg"),
+])
+def test_folders_that_are_no_songs_in_stems_are_named(tmp_path, make, words):
+    make(tmp_path/"songs")
+    with pytest.raises(ValueError, match=words): open_source(f"stems:{tmp_path/'songs'}")
+
+def test_a_stem_may_begin_late_or_have_another_rate(tmp_path):
+    write_song(tmp_path/"a/x", {"guitar": .1, "backing": .2})
+    write_audio(tmp_path/"a/x/late.wav", np.concatenate([np.zeros(40000, np.float32), np.full(4100, .1, np.float32)]), 44100)
+    assert sorted(find_songs(tmp_path/"a")["x"].paths) == ["backing", "guitar", "late"]
+
+
+# memory
+
+def test_what_fits_is_read_once_and_sounds_the_same(folder):
+    kept, read = AudioFolder(folder, crop=3000, seed=1), AudioFolder(folder, crop=3000, seed=1, memory=0)
+    for i in range(20): assert (kept[i] - read[i]).abs().max() < 2**-11*.6 and level_db((kept[i] - read[i]).numpy()) < level_db(read[i].numpy()) - 60
+    assert len(kept.memory.waves) == 3 and read.memory is None and {w.dtype for w in kept.memory.waves.values()} == {np.dtype("f2")}
+    for path in folder.glob("*"): path.write_bytes(b"gone")
+    assert kept[0].any() and all(torch.equal(kept[i], kept[i]) for i in range(5))                # nothing is read again
+
+def test_memory_is_for_the_whole_source_or_for_nothing(folder):
+    need = 2*(44100 + 44100 + 44100)                                                            # three files of a second
+    assert AudioFolder(folder, memory=need).memory is not None and AudioFolder(folder, memory=need - 1).memory is None
+
+
+# the source that finds what there is
+
+def test_auto_takes_what_there_is_and_tells_once_what_is_missing(songs, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTALIGN_DATA", str(tmp_path/"own"))
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"no recordings.*0\.133.*0\.118.*free_music.py"): source = open_source("auto", crop=500)
+    assert not isinstance(source, Turns)
+    with warnings.catch_warnings(action="error"): open_source("auto", crop=500)
+    (tmp_path/"own").mkdir()
+    songs.rename(tmp_path/"own/stems")
+    with pytest.warns(UserWarning, match="free-music missing"): source = open_source("auto", crop=500, sample_rate=22050)
+    assert source.weights == [2, 1]
+    for name in ("free-music", "loops"):
+        (tmp_path/"own"/name).mkdir()
+        write_audio(tmp_path/"own"/name/"x.wav", sine(500, 22050, 1), 22050)
+    with warnings.catch_warnings(action="error"):
+        assert open_source("auto", crop=500, split="train").weights == [6, 1, 1, 1] and open_source("auto", crop=500, split="test").weights == [2, 1]
+
+
+# free music
+
+@pytest.fixture(scope="module")
+def free_music():
+    import importlib.util
+    from pathlib import Path
+    spec = importlib.util.spec_from_file_location("free_music", Path(__file__).parents[1]/"data/free_music.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+@pytest.mark.parametrize("licence, free", [("CC0-1.0", True), ("CC-BY-SA-3.0", True), ("GPL-2+", True), ("public-domain", True), ("CC-BY-NC-4.0", False),
+                                           ("CC-BY-NC-SA-3.0", False), ("CC-BY-ND-4.0", False), ("unknown", False), ("custom or GPL-2+", True),
+                                           ("GPL-2+ and CC-BY-NC-3.0", False), ("LGPL-2.1+ and MIT", True), ("", False)])
+def test_free_licences_are_known(free_music, licence, free): assert free_music.is_free(licence) == free
+
+def test_the_last_rule_of_a_copyright_file_holds(free_music):
+    found = free_music.rules("""Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Source: nowhere
+
+Files: *
+Copyright: 2001 The Game
+License: GPL-2+
+
+Files: music/a.ogg
+       music/b*.ogg
+Copyright: The Band
+           Its Singer
+License: CC-BY-NC-3.0
+ Do not sell.
+ .
+ License: Expat
+
+License: GPL-2+
+ text
+""")
+    assert [free_music.rule_of(f"usr/share/game/music/{x}.ogg", found) for x in "abc"] == [("CC-BY-NC-3.0", "The Band Its Singer")]*2 + [("GPL-2+", "2001 The Game")]
+    for text, short in (("Creative Commons\nAttribution-ShareAlike 3.0 Unported", "CC-BY-SA-3.0"), ("under the Attribution-NonCommercial-ShareAlike 4.0", "CC-BY-NC-SA-4.0"),
+                        ("the Creative Commons\nAttribution ShareAlike licence 3.0:", "CC-BY-SA-3.0"), ("Attribution-NoDerivs 2.5", "CC-BY-ND-2.5"),
+                        ("Permission is hereby granted, free of\ncharge, to any person obtaining", "MIT"), ("All rights reserved.", "unknown")):
+        assert free_music.rules(text)[0][1] == short
+
+def test_a_package_becomes_music_with_a_list(free_music, tmp_path):
+    tree, out = tmp_path/"tree", tmp_path/"out"
+    for name, seconds in (("music/Album 1/Long Song.ogg", 11), ("music/short.ogg", 2), ("music/sold.ogg", 11), ("sounds/click.ogg", 11)):
+        (tree/"usr/share/game"/name).parent.mkdir(parents=True, exist_ok=True)
+        write_audio(tree/"usr/share/game"/name, np.stack([sine(1000, 44100, seconds), np.zeros(seconds*44100, np.float32)]), 44100)
+    (tree/"usr/share/doc/p").mkdir(parents=True)
+    (tree/"usr/share/doc/p/copyright").write_text("Format: http://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\nFiles: *\nCopyright: B\nLicense: CC-BY-4.0\n\n"
+                                                  "Files: music/sold.ogg\nCopyright: C\nLicense: CC-BY-NC-4.0\n")
+    entries, left_out = free_music.unpack_music(tree, "p", "1.0-2", out, 22050, False, ".flac")
+    entry, = entries
+    assert entry == dict(file="free-music/p/album-1/long-song.flac", title="Long Song", artist="B", licence="CC-BY-4.0", copyright="B", seconds=11., rate=22050, channels=1, package="p", version="1.0-2")
+    assert len(left_out) == 2 and "sold.ogg (licence CC-BY-NC-4.0)" in left_out[1] and "short.ogg" in left_out[0] and (out/"notices/p/copyright").exists()
+    wave, rate = read_audio(out/entry["file"])
+    assert rate == 22050 and wave.shape == (1, 11*22050) and abs(strongest(wave[0].numpy()[1000:], rate) - 1000) < 2 and abs(level_db(wave.numpy()) - level_db(sine(1000, 44100, 1)/2)) < .2
+    free_music.write_list(out/"list.json", entries)
+    assert json.loads((out/"list.json").read_text()) == entries
+
+def test_without_apt_the_script_says_so(free_music, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert free_music.main([str(tmp_path)]) == 1 and "apt-get" in capsys.readouterr().err
+    with pytest.raises(SystemExit): free_music.main(["--packages", "quake"])
+    assert "singularity-music" in capsys.readouterr().err
 
 
 def test_all_sources_have_the_same_defaults():
@@ -323,8 +517,22 @@ def RenderedScores(small):
     from latentalign.scores import RenderedScores
     return partial(RenderedScores, **small)
 
+def test_a_share_of_the_training_items_is_one_stem_alone(RenderedScores):
+    def alone(items, **choices):
+        source, found = RenderedScores(seed=2, **choices), 0
+        for i in range(items):
+            item, cut = source[i].numpy(), slice(i % 4*4096, (i % 4 + 1)*4096)
+            mixture, stems = source.recent[i//4].mixture[cut], [x[cut] for x in source.recent[i//4].stems.values()]
+            assert level_db(item) > -60 and (np.array_equal(item, mixture) or any(np.array_equal(item, x) for x in stems))
+            found += not np.array_equal(item, mixture)
+        return found
+    assert 5 <= alone(64) <= 28 and alone(8, solo=1.) >= 6
+    assert alone(8, solo=0.) == alone(8, split="valid") == alone(8, split="test", solo=1.) == 0
+    for bad in (-.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=f"solo.*{bad}"): RenderedScores(solo=bad)
+
 def test_stems_sum_and_crops_are_cuts_of_the_rendering(RenderedScores):
-    source = RenderedScores(seed=2, crops_per_rendering=3)
+    source = RenderedScores(seed=2, crops_per_rendering=3, solo=0)
     for r in range(6):
         made = source.rendering(r)
         assert list(made.stems) == ["vocals", "bass", "drums", "other"] and made.sample_rate == 22050
