@@ -26,6 +26,7 @@ class AlignmentConfig:
     times: str = 'logit-normal'  # distribution of t, one of NOISE_TIMES
     t_mean: float = 0.           # mean of logit t
     t_std: float = 1.            # deviation of logit t
+    stopped: bool = False        # noisy latents are cut off from the encoder: only the decoder learns of noise
     clean: float = 0.            # share of sounds whose latent is left as it is, t = 0
 
     def __post_init__(self):
@@ -66,5 +67,6 @@ def add_latent_noise(
     "The latents that the decoder is trained on (pa-audioic)."
     if config.noise == 'none': return z
     t = draw_times(len(z), config, generator)[:, None, None]
+    if config.stopped: z = torch.where(t > 0, z.detach(), z)
     unit = deviation if config.noise == 'fixed' else level(z)
     return (1 - t) * z + t * config.gamma * unit * torch.randn(z.shape, generator=generator, device=z.device)

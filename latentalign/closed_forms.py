@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'mdct_basis', 'mdct', 'imdct', 'patches', 'unpatches', 'principal_axes', 'griffin_lim', 'unit',
-           'CodeConfig', 'code_for', 'magnitude', 'compress_magnitude', 'measure', 'fit_projection']
+           'CodeConfig', 'code_for', 'magnitude', 'compress_magnitude', 'expand_magnitude', 'measure', 'fit_projection']
 
 # %% ../nbs/14_closed_forms.ipynb #043d9187
 import math
@@ -145,7 +145,7 @@ def code_for(
                          f"take a ratio that divides {hop} times a whole patch, such as 4, 16, 64 or 128")
     return TransformConfig(sample_rate=sample_rate, hop_length=hop), CodeConfig(domain, int(patch), int(channels), **changes)
 
-# %% ../nbs/14_closed_forms.ipynb #032aaa60
+# %% ../nbs/14_closed_forms.ipynb #a05f94d5
 def magnitude(
     wave: torch.Tensor,       # (batch, samples)
     config: TransformConfig,  # of the image
@@ -161,6 +161,14 @@ def compress_magnitude(
 )->torch.Tensor: # β|X|^α
     "The amplitude that T gives."
     return config.beta * size.clamp(min=least) ** config.alpha
+
+
+def expand_magnitude(
+    size: torch.Tensor,       # β|X|^α
+    config: TransformConfig,  # α and β
+)->torch.Tensor: # |X|
+    "Inverse of `compress_magnitude`; below zero counts as zero."
+    return (size.clamp(min=1e-9) / config.beta) ** (1 / config.alpha)
 
 
 def measure(

@@ -21,7 +21,6 @@ class LinearityConfig:
     "Gains and mixtures of a training (Lin-CAE, section 3); raises `ValueError` for values that make no sense."
     homogeneity: bool = False     # gains scale the latent of the unscaled sound; False: the scaled sound is encoded
     additivity: bool = False      # a mixture's latent is the mixture of its parts' latents; False: the mixture is encoded
-    penalty: float = 0.           # weight of the encoder's own error of additivity, which neither paper has
     mixtures: str = 'sum'         # how two sounds are mixed, one of MIXTURES
     gain_probability: float = .8  # of a sound to be scaled at all
     gain_range: tuple[float, float] = (0., 3.)  # of the gains at the start
@@ -29,10 +28,12 @@ class LinearityConfig:
     peak: float = 1.              # that a gain may raise a sound to
     hold: float = .2              # part of the training up to which the range stays as it is
     fade: float = .9              # part of the training from which on the range is (1, 1)
+    penalty: float = 0.           # weight of the encoder's own error of additivity, which neither paper has
+    decoded: float = 0.           # weight of decoding sums of latents as the mixtures they stand for, beside what is decoded anyway
 
     def __post_init__(self):
         if self.mixtures not in MIXTURES: raise ValueError(f"unknown mixtures {self.mixtures!r}; known: {', '.join(MIXTURES)}")
-        if not 0 <= self.penalty < math.inf: raise ValueError(f"penalty must be 0 or above, got {self.penalty}")
+        if not (0 <= self.penalty < math.inf and 0 <= self.decoded < math.inf): raise ValueError(f"penalty and decoded must be 0 or above, got {self.penalty} and {self.decoded}")
         if not 0 <= self.gain_probability <= 1: raise ValueError(f"gain_probability must be in [0, 1], got {self.gain_probability}")
         if not 0 <= self.gain_range[0] <= 1 <= self.gain_range[1] < math.inf: raise ValueError(f"gain_range must be two numbers around 1, from 0 up, got {self.gain_range}")
         if not 0 <= self.hold <= 1 or not self.hold <= self.fade: raise ValueError(f"hold and fade must be 0 <= hold <= 1 and hold <= fade, got {self.hold} and {self.fade}")

@@ -22,12 +22,13 @@ from .alignment import AlignmentConfig, add_latent_noise
 from .audio import write_audio
 from .autoencoder import Autoencoder, code_config, fit_code
 from .blocks import NetworkConfig
+from .closed_forms import expand_magnitude
 from .consistency import NoiseConfig, StepConfig, bin_weights, consistency_loss, consistency_step, draw_positions
 from .datasets import open_source
 from .fitting import EXCERPTS, FIT_CROPS, open_pool
 from .linearity import LinearityConfig, additivity_penalty, linear_paths
-from .magnitude import magnitude_error, magnitude_loss
-from .metrics import mss_error
+from .magnitude import magnitude_error, magnitude_loss, mel_loss
+from .metrics import mel_filters, mss_error
 from .network import LEAST_LEVEL, PRESETS, AutoencoderConfig, preset
 from .storage import atomic_write, change_config
 from .texture import take_out
@@ -43,6 +44,9 @@ class Recipe:
     linearity: LinearityConfig = field(default_factory=LinearityConfig)  # gains and mixtures
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)  # noise on the latent
     distance: str = 'flat'                                 # how bins are weighted in the loss, one of DISTANCES
+    texture_from: float = 1.                               # part of the training from which on texture is trained and the rest stays; of a model with a code
+    frozen: bool = False                                   # the encoder stays as it was at the start; of a model with a code
+    mel: float = 0.                                        # weight of the log-mel distance beside the magnitude's error, of a model with a code
     pool: int = 0                                          # excerpts that are held in memory and cut anew for every item; 0: items come from the source itself
     crop_frames: int = 168                                 # STFT frames of a training crop, a multiple of the model's frames_per_latent
 
@@ -83,25 +87,41 @@ class StagedObjective(torch.nn.Module):
     ):
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.second = recipe.train.restarts[0] if recipe.train.restarts else 1.
+        transform = model.config.transform
+        if recipe.frozen: model.encoder.requires_grad_(False)
+        self.register_buffer('bank', mel_filters(transform.sample_rate, transform.n_fft)[:, :transform.bins].float(), persistent=False)
+        self.second = recipe.texture_from
 
     def paths(self, wave, progress, generator):
-        "Sounds, the latents to decode them from, and the encoder's own error of additivity where it is asked for."
-        linearity, seen = self.recipe.linearity, {}
+        "Sounds (n, samples), the latents to decode them from, and the latents of `wave` itself."
+        seen = {}
         def encode(x):
-            seen['z'] = self.model.latents(x)
+            seen['z'] = self.model.latents(x).float()
             return seen['z']
-        sound, z = linear_paths(wave, encode, progress, linearity, generator)
-        z = add_latent_noise(z.float(), self.model.latent_std, self.recipe.alignment, generator)
-        if not linearity.penalty: return sound, z, 0.
-        alone = seen['z'] if len(seen['z']) == len(wave) else self.model.latents(wave)
-        return sound, z, linearity.penalty * additivity_penalty(wave, alone, self.model.latents).mean()
+        sound, z = linear_paths(wave, encode, progress, self.recipe.linearity, generator)
+        own = seen['z'] if len(seen['z']) == len(wave) and self.recipe.linearity.additivity else None
+        return sound, add_latent_noise(z, self.model.latent_std, self.recipe.alignment, generator), own
 
     def forward(self, wave, progress, generator):
         "`progress` in [0, 1) is the part of the training that is done, `generator` draws on the wave's device."
         if progress >= self.second: return self.texture(wave, (progress - self.second) / (1 - self.second), generator)
-        sound, z, penalty = self.paths(wave, progress / self.second, generator)
-        return magnitude_loss(self.model.magnitude(z), self.model.target(sound)).mean() + penalty
+        linearity = self.recipe.linearity
+        sound, z, own = self.paths(wave, progress / max(self.second, 1e-9), generator)
+        loss = self.regression(self.model.magnitude(z), self.model.target(sound)).mean()
+        if not linearity.penalty and not linearity.decoded: return loss
+        if own is None or not linearity.homogeneity: own = self.model.latents(wave).float()
+        if linearity.penalty: loss = loss + linearity.penalty * additivity_penalty(wave, own, self.model.latents).mean()
+        if linearity.decoded:
+            mixed = self.model.target(wave + wave.roll(1, 0))
+            loss = loss + linearity.decoded * self.regression(self.model.magnitude(own + own.roll(1, 0)), mixed).mean()
+        return loss
+
+    def regression(self, estimate, reference):
+        "Loss of each item, of compressed magnitudes (batch, bins, frames)."
+        loss, transform = magnitude_loss(estimate, reference), self.model.config.transform
+        if not self.recipe.mel: return loss
+        linear = [expand_magnitude(m, transform) for m in (estimate, reference)]
+        return loss + self.recipe.mel * mel_loss(*linear, self.bank)
 
     def texture(self, wave, progress, generator):
         "The consistency loss of what the magnitude leaves; nothing but the texture's networks gets gradients."
@@ -133,7 +153,7 @@ RECIPES = {
     'paper': Recipe(PRESETS['paper'], train=TrainConfig(precision='fp16', compile=True)),
     'small': Recipe(PRESETS['small'], crop_frames=64, train=TrainConfig(
         steps=20_000, batch_size=16, learning_rate=3e-4, warmup=500, average=.999, precision='bf16', compile=True, workers=12)),
-    'tiny': Recipe(code_config('linear', 64, 22050, width=384), StepConfig(first=.5, clean=.8), train=STAGED, pool=EXCERPTS, crop_frames=64),
+    'tiny': Recipe(code_config('linear', 64, 22050, width=384), StepConfig(first=.5, clean=.8), train=STAGED, mel=.1, pool=EXCERPTS, crop_frames=64),
 }
 
 # %% ../nbs/72_recipes.ipynb #a22feb4a
@@ -170,9 +190,13 @@ STAGED_FORM = {  # what a model that starts from a code has beside it
     'lin-exact': _BOTH,
     'lin-exact-align': _BOTH,
 }
-CONTROLS = {  # of a model that starts from a code: one thing each is another than in the variant it is named after
-    'm2l-linear': ('m2l', {'model.code.domain': 'linear'}),
-    'lin-no-penalty': ('lin', {'linearity.penalty': 0.}),
+CONTROLS = {  # of a model that starts from a code: what one thing is worth that the variant it is named after has, or has not
+    'm2l-linear': ('m2l', {'model.code.domain': 'linear'}),                     # the start of the linear ones
+    'm2l-decoded': ('m2l', {'model.code.domain': 'linear', 'linearity.decoded': 1.}),  # sums of latents decoded outright
+    'm2l-stopped': ('m2l', {'alignment.noise': 'fixed', 'alignment.clean': .5, 'alignment.stopped': True}),  # a decoder that knows noise
+    'lin-no-penalty': ('lin', {'linearity.penalty': 0.}),                       # the paper's own way
+    'align-frozen': ('align', {'frozen': True}),                                # only the decoder is trained; from init_from's encoder, or the closed form's
+    'align-no-gains': ('align', {'linearity.mixtures': 'none', 'linearity.gain_probability': 0.}),
 }
 
 # %% ../nbs/72_recipes.ipynb #6a436f67
@@ -204,7 +228,7 @@ def halving_network(
     "Networks that fold the bins once and halve time from level to level; raises `ValueError` for other patches."
     levels = patch.bit_length()
     if patch != 2 ** (levels - 1): raise ValueError(f"a patch of {patch} frames cannot be halved down to one; patches of networks are powers of two")
-    return NetworkConfig(bins=bins, fold=16 if bins < 512 else 32, base_channels=96, multipliers=(1,) * levels, strides=((1, 2),) * (levels - 1),
+    return NetworkConfig(bins=bins, fold=16 if bins < 512 else 32, base_channels=64, multipliers=(1,) * levels, strides=((1, 2),) * (levels - 1),
                          attention=(False,) * (levels - 1) + (True,), denoiser_blocks=1, bottleneck_channels=256, bottleneck_blocks=1,
                          latent_channels=channels, noise_channels=128)
 
@@ -224,12 +248,13 @@ def with_texture(
     recipe: Recipe, # of a model with a code
     part: float,    # of the training that the texture has
 )->Recipe: # with networks
-    "Give a model networks for texture, and them the end of the training; raises `ValueError` for parts outside (0, 1)."
-    if not 0 < part < 1: raise ValueError(f"texture must be a part of the training between 0 and 1, got {part}")
+    "Give a model networks for texture, and them the end of the training; raises `ValueError` for parts outside (0, 1]."
+    if not 0 < part <= 1: raise ValueError(f"texture must be a part of the training above 0, up to 1, got {part}")
     code = recipe.model.code
     network = halving_network(code.patch, recipe.model.transform.bins // 2, code.channels)
     model = replace(recipe.model, network=network, noise=NoiseConfig(sigma_data=.4, sigma_max=8., p_mean=-.2, p_std=1.2))
-    return replace(recipe, model=model, train=replace(recipe.train, restarts=(1 - part,)))
+    restarts = (1 - part,) if part < 1 else ()
+    return replace(recipe, model=model, texture_from=1 - part, train=replace(recipe.train, restarts=restarts))
 
 # %% ../nbs/72_recipes.ipynb #e0338dfc
 @dataclass(frozen=True)
@@ -243,7 +268,7 @@ class RunOptions:
     minutes: float = 0.       # train for so long; 0: the recipe's, unless there are steps
     steps: int = 0            # optimiser steps; 0: the recipe's
     batch_size: int = 0       # crops a step and process; 0: the recipe's
-    texture: float = 0.       # part of the training, at its end, that trains networks for texture; 0: there are none
+    texture: float = 0.       # part of the training, at its end, that trains networks for texture; 0: there are none; 1: nothing but them, on init_from
     seed: int = 0             # of weights, data and noise
     device: str = 'auto'      # 'auto' or 'cpu'
     precision: str = 'auto'   # 'no', 'fp16' or 'bf16'; auto: the recipe's on a GPU, on a CPU bf16 where the processor computes with it
@@ -274,6 +299,7 @@ class RunOptions:
         model = code_config('linear', self.ratio, recipe.model.transform.sample_rate, width=recipe.model.code.width)
         crop = -(-max(recipe.crop_frames, 8 * model.code.patch) // model.code.patch) * model.code.patch
         recipe = replace(recipe, model=model, crop_frames=crop)
+        if self.texture == 1 and not self.init_from: raise ValueError("texture=1 trains nothing but texture: name the model that it is for (init_from)")
         return with_texture(recipe, self.texture) if self.texture else recipe
 
     def recipe(self)->Recipe: # with everything decided
@@ -323,10 +349,11 @@ def held_out_error(
 def held_out_clips(
     options: RunOptions,  # data and seed
     count: int = 16,      # clips
+    split: str = 'valid', # or 'test', of sources that have one
 )->torch.Tensor: # (count, samples) at the model's rate, as long as training crops
     "Clips that training never sees, the same for all runs on the same data."
     recipe = options.recipe()
-    source = open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, split='valid')
+    source = open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, split=split)
     return torch.stack([source[16 * i] for i in range(count)])  # far apart: neighbours may come from one rendering
 
 # %% ../nbs/72_recipes.ipynb #6777f05d
