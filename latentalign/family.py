@@ -23,10 +23,10 @@ from .metrics import mss_error
 from .storage import atomic_write
 from .train import CONTROLS, RunOptions, averaged_model, held_out_clips, held_out_error, train
 
-# %% ../nbs/93_family.ipynb #5204a0bf
+# %% ../nbs/93_family.ipynb #33c99aed
 FAMILY = ('m2l', 'lin', 'align', 'lin-align', 'lin-exact')
 ABLATIONS = ('lin-no-anneal', 'lin-no-additivity', 'lin-no-homogeneity', 'align-uniform')  # of both papers
-STEPS, ABLATION_MINUTES, TEXTURE_MINUTES = 1500, 3., 20.
+STEPS, ABLATION_MINUTES, TEXTURE_MINUTES = 2000, 3., 20.
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ RECIPES = {
     'paper': Recipe(PRESETS['paper'], train=TrainConfig(precision='fp16', compile=True)),
     'small': Recipe(PRESETS['small'], crop_frames=64, train=TrainConfig(
         steps=20_000, batch_size=16, learning_rate=3e-4, warmup=500, average=.999, precision='bf16', compile=True, workers=12)),
-    'tiny': Recipe(code_config('linear', 64, 22050, width=384), StepConfig(first=.5, clean=.8), train=STAGED, mel=.1, pool=EXCERPTS, crop_frames=64),
+    'tiny': Recipe(code_config('linear', 64, 22050, width=256), StepConfig(first=.5, clean=.8), train=STAGED, mel=.1, pool=EXCERPTS, crop_frames=64),
 }
 
 # %% ../nbs/72_recipes.ipynb #a22feb4a
