@@ -163,7 +163,7 @@ def seconds(
     "Duration of a file. Raises ValueError if it cannot be opened or is empty."
     return length(path, 1000)/1000
 
-
+# %% ../nbs/64_datasets.ipynb #6d69da02a
 def is_silent(
     path:Path,  # audio file; read only until something is heard
 )->bool:
@@ -220,7 +220,7 @@ def song_split(
     if not kept: raise ValueError(f"no song is left for split {split!r} of {', '.join(songs)}; two are needed, or folders train and test")
     return kept, (.9, 1.) if timed else (0., .9) if split == "train" and "valid" not in said.values() else (0., 1.)
 
-
+# %% ../nbs/64_datasets.ipynb #6d69da06a
 def stem_items(
     root:str|Path,   # folder of song folders
     split:str=None,  # "train", "valid" or "test"; None: everything
@@ -255,10 +255,12 @@ REAL = {"stems": "stems:", "free-music": "", "loops": "", "music": ""}  # folder
 RENDERED_ONLY = ("on real songs that costs: after three minutes of training their relative error stays 0.133, where recordings as a third of "
                  "the items make it 0.118")
 
+# %% ../nbs/64_datasets.ipynb #042feb01a
 def data_folder()->Path:
     "Where recordings are looked for: `data` in the checkout, or the folder that LATENTALIGN_DATA names."
     return Path(os.environ.get("LATENTALIGN_DATA") or Path(find_spec("latentalign").origin).parents[1]/"data").expanduser()
 
+# %% ../nbs/64_datasets.ipynb #042feb01b
 @cache
 def warn_once(message:str):
     "Warn, once in each process."
