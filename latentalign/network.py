@@ -34,6 +34,7 @@ class AutoencoderConfig:
             raise ValueError(f"the network has {self.network.bins} bins, a hop of {self.transform.hop_length} gives {self.transform.bins}")
         if self.window is not None and not 0 <= 2 * self.context < self.window:
             raise ValueError(f"a window of {self.window} latent frames keeps nothing between two contexts of {self.context}")
+        if not 0 <= self.context <= (self.window or 2**20) <= 2**20: raise ValueError(f"window and context are at most 2**20 latent frames, got {self.window} and {self.context}")
 
 # %% ../nbs/50_network.ipynb #8bfb8edf
 PRESETS = {
@@ -65,6 +66,7 @@ LEAST_LEVEL = 1e-12  # levels below count as silence
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
     config_class, kind = AutoencoderConfig, 'autoencoder'
+    positive = ('latent_std',)
 
     def __init__(self,
         config: AutoencoderConfig, # sizes and settings; the weights are random

@@ -26,7 +26,7 @@ from .likelihood import LikelihoodConfig
 from .network import preset
 from .scores import RenderedScores
 from .sequence import LEAST_VARIANCE, SEQUENCE_PRESETS, SequenceConfig, SequenceModel
-from .storage import atomic_write, load_weights, save_weights
+from .storage import atomic_write, load_weights, save_weights, seeded
 from .surprisal import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
 from .training import RunState, TrainConfig, fit, uses_gpu
 
@@ -187,9 +187,7 @@ def train_surprisal(
     pieces = cached_frames(autoencoder, recipe, options.data, options.seed, out / 'latents')
     everything = torch.cat(pieces)
     scale = float(everything.std())
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = SequenceModel(replace(recipe.sequence, channels=everything.shape[1]))
+    with seeded(options.seed): model = SequenceModel(replace(recipe.sequence, channels=everything.shape[1]))
     if recipe.sequence.precondition:
         for part in (model.listener, model.velocity): part.gaussian.fit(everything / scale)
     source = FrameCrops([p / scale for p in pieces], recipe.crop, options.seed)

@@ -24,7 +24,7 @@ from .datasets import open_source
 from .linearity import LinearityConfig, linear_paths
 from .metrics import mss_error
 from .network import LEAST_LEVEL, PRESETS, AutoencoderConfig, preset
-from .storage import atomic_write, change_config
+from .storage import atomic_write, change_config, seeded
 from .training import RunState, TrainConfig, fit, learning_rate, uses_gpu
 
 # %% ../nbs/72_recipes.ipynb #2810b6bd
@@ -230,9 +230,7 @@ def start_model(
     options: RunOptions, # variant, size, seed and what to start from
 )->Autoencoder: # the model before its first step
     "The model that a training starts with: random weights of the seed, or those of another model."
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = Autoencoder(options.recipe().model)
+    with seeded(options.seed): model = Autoencoder(options.recipe().model)
     if options.init_from: start_from(model, options.init_from)
     return model
 
