@@ -163,7 +163,7 @@ def level_db(
     return 10 * math.log10(power) if power else -math.inf
 
 
-FAR = 14.  # dB from the level of the training: five times louder or quieter
+FAR = 10.  # dB from the level of the training, around which its pieces lie within 6 dB
 
 
 def to_level(
