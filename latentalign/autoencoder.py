@@ -143,7 +143,7 @@ class Codec(AutoencoderNetwork):
     def encode(self,
         wave,                       # (..., samples), numpy or torch, floating point, full scale ±1
         sample_rate: float = None,  # of the wave, Hz; None: the model's
-        batch_size: int = 1,        # windows computed together: speed against memory, never the result
+        batch_size: int = 1,        # windows computed together: speed against memory; the result to rounding (5e-7)
     ): # (..., latent_channels, frames), unit deviation over held-out sound of its training, of the wave's kind
         "Sound → latents; raises `ValueError` for waves that are empty, not finite, of integers or too short."
         return self._encode(lambda x: self.latents(x) / self.latent_std, wave, sample_rate, batch_size)
@@ -151,7 +151,7 @@ class Codec(AutoencoderNetwork):
     def features(self,
         wave,                       # as for `encode`
         sample_rate: float = None,  # of the wave, Hz; None: the model's
-        batch_size: int = 1,        # windows computed together: speed against memory, never the result
+        batch_size: int = 1,        # windows computed together: speed against memory; the result to rounding (5e-7)
     ): # (..., channels · rows, frames), of the wave's kind
         "Sound → what the encoder knows before its bottleneck; raises `ValueError` as `encode` does."
         return self._encode(lambda x: self.encoder.features(self.image(self.take_level(x, SOUND_LEVEL)[0])), wave, sample_rate, batch_size)
@@ -164,7 +164,7 @@ class Codec(AutoencoderNetwork):
         steps: int = 1,             # denoising steps, 1 or more
         seed: int = 0,              # of the noise that decoding starts from
         sample_rate: float = None,  # wanted, Hz; None: the model's
-        batch_size: int = 1,        # windows computed together: speed against memory, never the result
+        batch_size: int = 1,        # windows computed together: speed against memory; the result to rounding (5e-7)
     ): # (..., samples), of the latents' kind
         "Latents → sound; raises `ValueError` for latents of another width, NaN, fewer than 1 step, a seed below 0."
         check_whole('steps', steps); check_whole('seed', seed)

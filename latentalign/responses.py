@@ -73,7 +73,7 @@ def held_frames(
     if not np.isfinite(frame_ends).all() or not (np.diff(frame_ends) > 0).all(): raise ValueError("the ends of frames must be finite and rise")
     if np.isinf(values).any(): raise ValueError(f"the value of frame {np.flatnonzero(np.isinf(values))[0]} is infinite")
     at = np.searchsorted(frame_ends, np.arange(samples)/sample_rate, side="right")
-    begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean()
+    begun = np.arange(samples)/sample_rate >= frame_ends[0] - np.diff(frame_ends).mean() - 1e-9
     return np.where(begun, np.append(np.nan_to_num(values), 0)[at], 0)[:, None]
 
 # %% ../nbs/88_responses.ipynb #400bade8

@@ -52,6 +52,7 @@ def reading(
 ):
     "Context manager: every exception within becomes a `ValueError` that names the file; one that names it already passes."
     try: yield
+    except ImportError: raise  # a package is missing, and the file no worse for it
     except Exception as error:
         told = str(error).strip().splitlines()[0] if str(error).strip() else ''
         if isinstance(error, ValueError) and str(path) in str(error): raise
