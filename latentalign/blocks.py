@@ -42,6 +42,11 @@ class NetworkConfig:
     bottleneck: str = 'tanh'        # what bounds the latent: one of BOTTLENECKS
 
     def __post_init__(self):
+        for names, least, most in (('bins fold base_channels heads bottleneck_channels latent_channels', 1, 2**17), ('noise_channels', 2, 2**17), ('encoder_blocks denoiser_blocks bottleneck_blocks', 0, 256)):
+            for name in names.split():
+                if not least <= getattr(self, name) <= most: raise ValueError(f"{name} must be from {least} to {most}, got {getattr(self, name)}")
+        if not len(self.multipliers) <= 16 or not all(1 <= k <= 1024 for k in self.multipliers): raise ValueError(f"multipliers are 16 numbers from 1 to 1024 at most, got {self.multipliers}")
+        if not all(len(s) == 2 and all(1 <= k <= 64 for k in s) for s in self.strides): raise ValueError(f"strides are pairs of numbers from 1 to 64, got {self.strides}")
         if not len(self.multipliers) == len(self.attention) == len(self.strides) + 1:
             raise ValueError(f"{len(self.multipliers)} multipliers need as many attention flags (got {len(self.attention)}) and one stride less (got {len(self.strides)})")
         for c, attends in zip(self.channels, self.attention):

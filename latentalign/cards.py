@@ -80,7 +80,8 @@ def model_card(
     "The card of a model; raises `ValueError` for a run without a record."
     tags, of = {'autoencoder': ('autoencoder, consistency-model', '{0.sample_rate} Hz'), 'surprisal': ('surprisal, flow-matching', 'latents of `{0.config.autoencoder}`')}[model.kind]
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, half precision; {of.format(model)}"
-    facts = '\n'.join(f'* **{key.capitalize()}:** {text}' for key, text in ({'size': size} | training_facts(folder) | {'weaknesses': weaknesses}).items())
+    heard = {} if getattr(model.config, 'level', None) is None else {'level': f"{model.config.level:.1f} dB of full scale (RMS of the training's sound); `level='training'` brings a recording there"}
+    facts = '\n'.join(f'* **{key.capitalize()}:** {text}' for key, text in ({'size': size} | heard | training_facts(folder) | {'weaknesses': weaknesses}).items())
     return (f"---\nlicense: {model.licence or 'apache-2.0'}\ntags: [audio, music, {tags}]\n---\n# {name}\n\n{what}\n\n{facts}\n\n{measured(folder)}\n")
 
 # %% ../nbs/94_cards.ipynb #001eab84

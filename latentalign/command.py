@@ -523,11 +523,11 @@ def run_surprisal(
     from latentalign.surprisal import plot_curves, write_curves
     plan, model = plan_files(options.inputs, AUDIO_SUFFIXES, options.out, '.csv'), load_surprisal(options)
     levels, unit, effort = options.noise_levels, 'bits' if options.bits else 'nats', EXACT if options.exact else LikelihoodConfig()
-    settings = dict(model=options.model, autoencoder=fingerprint(model.autoencoder), noise_levels=levels, noising=options.noising, silence=options.silence, exact=options.exact, unit=unit)
+    settings = dict(model=options.model, autoencoder=fingerprint(model.autoencoder), noise_levels=levels, noising=options.noising, silence=options.silence, exact=options.exact, unit=unit, **({} if options.level is None else dict(level=options.level)))
     keep_settings(options.out, settings, options.overwrite)
     def work(source, target):
         wave, rate = read_audio(source, mono=True)
-        ic = model(wave[0], rate, levels, options.noising, options.silence, effort, options.bits)
+        ic = model(wave[0], rate, levels, options.noising, options.silence, effort, options.bits, options.level)
         times = model.times(ic.shape[1])
         if options.plot: plot_curves(target.with_suffix('.png'), wave[0], rate, times, ic, levels, unit)
         write_curves(target, times, ic, levels)
@@ -544,6 +544,7 @@ def add_surprisal(
     parser.add_argument('--any-autoencoder', action='store_true', help="take it even if the model was trained with another one")
     parser.add_argument('--noising', choices=('expectation', 'monte_carlo', 'flow'), default='expectation', help="how fine structure is taken away (expectation)")
     parser.add_argument('--silence', choices=('music', 'voice', 'none'), default='music', help="what is cut at both ends: low level, no voice, nothing (music)")
+    parser.add_argument('--level', type=lambda text: text if text == 'training' else float(text), metavar='DB', help="bring sounds to this level first: dB of full scale (RMS), or `training`, that of the model's training (as they are)")
     parser.add_argument('--exact', action='store_true', help="no probe noise on the curves; takes several times as long")
     parser.add_argument('--bits', action='store_true', help="bits per frame instead of nats")
     parser.add_argument('--plot', action='store_true', help="also draw the curves under the spectrogram, as a PNG beside the table")

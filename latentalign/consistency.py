@@ -25,10 +25,11 @@ class NoiseConfig:
     levels: int = 10_000        # points of the ladder between which training levels are drawn
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max: raise ValueError(f"sigma_min and sigma_max must be 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        if not 0 < self.sigma_min < self.sigma_max <= 1e6: raise ValueError(f"sigma_min and sigma_max must be 0 < sigma_min < sigma_max <= 1e6, got {self.sigma_min} and {self.sigma_max}")
         for name in ('sigma_data', 'rho', 'p_std'):
-            if not getattr(self, name) > 0: raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.levels < 2: raise ValueError(f"a ladder has 2 points or more, got levels={self.levels}")
+            if not 0 < getattr(self, name) <= 1000: raise ValueError(f"{name} must be above 0 and at most 1000, got {getattr(self, name)}")
+        if not abs(self.p_mean) <= 1000: raise ValueError(f"p_mean must be from -1000 to 1000, got {self.p_mean}")
+        if not 2 <= self.levels <= 10**7: raise ValueError(f"a ladder has 2 points or more, and 10**7 at most, got levels={self.levels}")
 
 # %% ../nbs/40_consistency.ipynb #0628f6a2
 def karras_sigma(

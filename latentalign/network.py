@@ -32,8 +32,8 @@ class AutoencoderConfig:
     window: int | None = 32  # latent frames that the network sees at a time; None: the whole piece, framed as Music2Latent does
     context: int = 4         # of them, thrown away on each side
     factor_level: bool = False  # take a window's level out before the networks and put it back after them: gain is exact
-    code: CodeConfig | None = None  # the closed form that encoder and magnitude start from; None: the plain form of the papers
-    texture: bool | None = None     # of a model with a code and networks: decode with texture where nothing else is asked for
+    code: CodeConfig | None = field(default=None, metadata={'absent': None})  # the closed form that encoder and magnitude start from; None: the plain form of the papers
+    texture: bool | None = field(default=None, metadata={'absent': None})     # of a model with a code and networks: decode with texture where nothing else is asked for
 
     def __post_init__(self):
         if self.code is None and self.network is None: raise ValueError("a model without a closed form (code) needs networks (network)")
@@ -45,6 +45,7 @@ class AutoencoderConfig:
             raise ValueError(f"the network has {self.network.latent_channels} channels for {self.network.frames_per_latent} frames, the code {self.code.channels} for {self.code.patch}")
         if self.window is not None and not 0 <= 2 * self.context < self.window:
             raise ValueError(f"a window of {self.window} latent frames keeps nothing between two contexts of {self.context}")
+        if not 0 <= self.context <= (self.window or 2**20) <= 2**20: raise ValueError(f"window and context are at most 2**20 latent frames, got {self.window} and {self.context}")
 
     @property
     def latent_channels(self)->int: # values of a latent frame
@@ -91,6 +92,7 @@ LEAST_LEVEL = 1e-12  # levels below count as silence
 class AutoencoderNetwork(SavedModel):
     "The three networks of a consistency autoencoder and how they work on images."
     config_class, kind = AutoencoderConfig, 'autoencoder'
+    positive = ('latent_std',)
 
     def __init__(self,
         config: AutoencoderConfig, # sizes and settings; the weights are random

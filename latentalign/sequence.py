@@ -40,12 +40,14 @@ class SequenceConfig:
 
     def __post_init__(self):
         for name in ('channels', 'width', 'depth', 'heads', 'head_width', 'flow_depth', 'expansion'):
-            if getattr(self, name) < 1: raise ValueError(f"{name} must be 1 or above, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= 2**16: raise ValueError(f"{name} must be from 1 to 2**16, got {getattr(self, name)}")
+        if max(self.depth, self.flow_depth) > 256: raise ValueError(f"depth and flow_depth are at most 256 layers, got {self.depth} and {self.flow_depth}")
         if self.width % 2: raise ValueError(f"width must be even, got {self.width}")
         if self.rotary_width % 2 or not 0 <= self.rotary_width <= self.head_width:
             raise ValueError(f"rotary_width must be even and at most head_width ({self.head_width}), got {self.rotary_width}")
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.context < 2: raise ValueError(f"a context has 2 frames or more, got {self.context}")
+        if not 0 < self.frequency <= 1e6: raise ValueError(f"frequency must be above 0 and at most 1e6, got {self.frequency}")
+        if not 2 <= self.context <= 2**24: raise ValueError(f"a context has 2 frames or more, and 2**24 at most, got {self.context}")
 
 # %% ../nbs/78_sequence.ipynb #c5e7e709
 SEQUENCE_PRESETS = {
@@ -115,6 +117,8 @@ LEAST_VARIANCE = 1e-4  # of a direction, in units of the frames' variance
 
 class GaussianPart(nn.Module):
     "The field of a Gaussian with the data's mean and covariance, and the units in which it is trivial."
+    positive = ('variances',)
+
     def __init__(self,
         channels: int, # of the latent frames
     ):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'GENERATOR', 'COARSE', 'FINE', 'SAMPLE_ID', 'ROOT', 'riff_chunks', 'fold_tuning', 'replace_tables',
-           'cache_folder', 'soundfont', 'synthesizer', 'Note', 'play']
+           'cache_folder', 'soundfont', 'in_tune', 'synthesizer', 'Note', 'play']
 
 # %% ../nbs/61_soundfont.ipynb #09299d8b
 import os, struct, zlib
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
 from numpy import ndarray
-from .storage import atomic_write
+from .storage import atomic_write, reading
 
 # %% ../nbs/61_soundfont.ipynb #19384a35
 def riff_chunks(
@@ -102,11 +102,21 @@ def soundfont(
         if spec is None: raise ValueError("rendering needs a SoundFont: install pretty_midi, or give the path of one")
         path = Path(spec.origin).parent/"TimGM6mb.sf2"
     if not Path(path).is_file(): raise ValueError(f"no such SoundFont: {path}")
-    data = Path(path).read_bytes()
-    tuned = cache_folder()/f"soundfont-{zlib.crc32(data):08x}.sf2"
-    if not tuned.exists():
-        with atomic_write(tuned) as part: part.write_bytes(fold_tuning(data))
+    right, marked = in_tune(Path(path), os.stat(path).st_mtime_ns)
+    tuned = cache_folder()/f"soundfont-{marked:08x}.sf2"
+    if not tuned.is_file() or tuned.read_bytes() != right:  # none yet, or damaged
+        with atomic_write(tuned) as part: part.write_bytes(right)
     return tuned
+
+
+@lru_cache(maxsize=2)
+def in_tune(
+    path:Path,    # a SoundFont
+    changed:int,  # when it was changed last: it is tuned once a process, as long as it stays as it is
+)->tuple:         # the bytes of the file in tune; the CRC of those it has
+    "A SoundFont in tune. Raises ValueError, naming the file, if it is none."
+    data = path.read_bytes()
+    with reading(path, "this is no SoundFont, or it is damaged"): return fold_tuning(data), zlib.crc32(data)
 
 # %% ../nbs/61_soundfont.ipynb #d42446b6
 @lru_cache(maxsize=8)

@@ -30,7 +30,7 @@ from .linearity import LinearityConfig, additivity_penalty, linear_paths
 from .magnitude import magnitude_error, magnitude_loss, mel_loss
 from .metrics import mel_filters, mss_error
 from .network import LEAST_LEVEL, PRESETS, AutoencoderConfig, preset
-from .storage import atomic_write, change_config
+from .storage import atomic_write, change_config, seeded
 from .texture import take_out
 from .training import RunState, TrainConfig, choose_precision, fit, learning_rate, uses_gpu
 
@@ -425,9 +425,7 @@ def start_model(
     options: RunOptions, # variant, size, seed and what to start from
 )->Autoencoder: # the model before its first step
     "The model that a training starts with: the closed form of its data, random weights of the seed, or those of another model."
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = Autoencoder(options.recipe().model)
+    with seeded(options.seed): model = Autoencoder(options.recipe().model)
     if options.init_from: start_from(model, options.init_from)
     elif model.config.code: fit_code(model, training_pool(options).batch(range(FIT_CROPS)))
     return model

@@ -21,8 +21,8 @@ class TransformConfig:
     beta: float = 0.34        # factor of the amplitude
 
     def __post_init__(self):
-        if self.sample_rate < 1 or self.hop_length < 1: raise ValueError(f"sample rate and hop must be 1 or above, got {self.sample_rate} and {self.hop_length}")
-        if not 0 < self.alpha <= 1 or not self.beta > 0: raise ValueError(f"alpha must be in (0, 1] and beta above 0, got {self.alpha} and {self.beta}")
+        if not (1 <= self.sample_rate <= 10**6 and 1 <= self.hop_length <= 2**16): raise ValueError(f"sample rate and hop must be 1 or above and at most 10**6 and 2**16, got {self.sample_rate} and {self.hop_length}")
+        if not 0 < self.alpha <= 1 or not 0 < self.beta <= 1e6: raise ValueError(f"alpha must be in (0, 1] and beta above 0 and at most 1e6, got {self.alpha} and {self.beta}")
 
     @property
     def n_fft(self)->int: # samples in a window

@@ -1,24 +1,28 @@
 """The autoencoder and its storage: bad input is named and nothing is lost; what is saved comes back; nothing but the sound decides."""
+import copy
 import dataclasses
 import json
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from latentalign import Autoencoder
+from latentalign.autoencoder import fingerprint
 from latentalign.blocks import NetworkConfig
 from latentalign.command import describe_model
 from latentalign.network import PRESETS, AutoencoderConfig
 from latentalign.public_weights import PUBLIC, read_public
-from latentalign.storage import (FORMAT_VERSION, atomic_write, config_from_dict, config_to_dict, load_pickled_weights, load_weights,
+from latentalign.storage import (FORMAT_VERSION, atomic_write, change_config, config_from_dict, config_to_dict, load_pickled_weights, load_weights,
                                  save_state, save_weights)
 from latentalign.transform import TransformConfig
 from latentalign.windows import windows
@@ -171,6 +175,38 @@ def test_global_randomness_is_untouched(ae, saved):
     y = ae.decode(ae.encode(noise(5003)), seed=2)
     torch.manual_seed(9)
     assert torch.equal(ae.decode(ae.encode(noise(5003)), seed=2), y)
+
+
+def test_first_weights_are_those_of_the_seed_whatever_other_threads_draw():
+    "Bit for bit those of the global generator with that seed."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = Autoencoder(PRESETS["tiny"]).state_dict()
+    stop, found = threading.Event(), []
+    def draw():
+        while not stop.is_set(): torch.rand(99); torch.manual_seed(5)
+    others = [threading.Thread(target=draw), threading.Thread(target=lambda: found.extend(Autoencoder.from_preset("tiny", seed=4) for _ in range(2)))]
+    for t in others: t.start()
+    made = [Autoencoder.from_preset("tiny", seed=3).state_dict() for _ in range(3)]
+    others[1].join(); stop.set(); others[0].join()
+    assert all(torch.equal(m[k], expected[k]) for m in made for k in expected) and all(torch.equal(a, b) for a, b in zip(*(f.state_dict().values() for f in found)))
+
+
+def test_loading_leaves_global_randomness_alone(saved):
+    before = torch.get_rng_state()
+    Autoencoder.from_pretrained(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fingerprints_cover_what_can_be_heard_or_seen(ae):
+    def marked(**changes):
+        other = copy.copy(ae); other.config = change_config(ae.config, changes); return fingerprint(other)
+    seen = [marked(**{k: v}) for k, v in {"network.heads": 2, "noise.sigma_data": .4, "noise.sigma_max": 9., "noise.sigma_min": .003, "noise.rho": 6., "transform.sample_rate": 22051, "transform.alpha": .6,
+                                          "transform.beta": .33, "window": 64, "context": 8, "factor_level": True}.items()]
+    assert len({fingerprint(ae), *seen}) == 12
+    assert {marked(**{k: 3}) for k in ("noise.p_mean", "noise.p_std", "noise.levels")} == {fingerprint(ae)}  # of the training alone
+    other = copy.deepcopy(ae); other.denoiser.conv_out.weight.data[0, 0, 0, 0] += 1e-6
+    assert fingerprint(other) != fingerprint(ae) and fingerprint(copy.deepcopy(ae).bfloat16()) not in (fingerprint(ae), fingerprint(copy.deepcopy(ae).half()))
 
 
 def test_from_preset_repeats_itself():
@@ -337,6 +373,93 @@ def test_a_config_that_is_no_object(saved, text):
     (saved/"config.json").write_text(text)
     with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
     assert "config.json" in str(e.value)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda d: d["transform"].update(beta=float("inf")), lambda d: d["transform"].update(alpha=float("nan")), lambda d: d["transform"].update(sample_rate=10**9), lambda d: d["transform"].update(hop_length=2**40),
+    lambda d: d["network"].update(encoder_blocks=10**9), lambda d: d["network"].update(denoiser_blocks=257), lambda d: d["network"].update(bottleneck_blocks=-1), lambda d: d["network"].update(latent_channels=0),
+    lambda d: d["network"].update(base_channels=2**50), lambda d: d["network"].update(multipliers=[10**8]), lambda d: d["network"].update(multipliers=[1]*10**5), lambda d: d["network"].update(heads=0), lambda d: d["network"].update(noise_channels=10**12),
+    lambda d: d["noise"].update(sigma_max=float("inf")), lambda d: d["noise"].update(sigma_data=1e300), lambda d: d["noise"].update(levels=10**12), lambda d: d["noise"].update(p_mean=float("nan")), lambda d: d["noise"].update(rho=0.),
+    lambda d: d.update(window=2**40), lambda d: d.update(window=None, context=10**12), lambda d: d.update(context=-1), lambda d: d.update(format_version=0), lambda d: d.update(format_version=True), lambda d: d.update(format_version=1.)])
+def test_absurd_settings_are_refused_before_anything_is_built(saved, edit):
+    change(saved, edit)
+    with pytest.raises(ValueError, match="config.json") as e: Autoencoder.from_pretrained(saved)
+    assert len(str(e.value)) < 700
+
+
+def test_a_config_that_asks_for_more_than_the_weights_hold_costs_no_memory(saved):
+    "256 blocks of 2**14 channels would be terabytes."
+    change(saved, lambda d: d["network"].update(base_channels=2**14, encoder_blocks=256))
+    with pytest.raises(ValueError, match="another shape"): Autoencoder.from_pretrained(saved)
+
+
+# ---- damage
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit//8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with digest", "copied file"])
+def test_one_changed_bit_of_the_weights_is_told(ae, saved, old):
+    "By the file's own digest; where a foreign tool has written the file without one, by that in config.json."
+    path, right = saved/"model.safetensors", ae.state_dict()
+    if old: safetensors.torch.save_file({k: v.contiguous() for k, v in right.items()}, path)
+    whole = path.read_bytes()
+    for bit in np.random.default_rng(0).integers(8*len(whole), size=20):
+        path.write_bytes(whole); flip(path, int(bit))
+        try: got = Autoencoder.from_pretrained(saved).state_dict()
+        except ValueError as e: assert str(saved) in str(e)
+        else: assert all(torch.equal(got[k], right[k]) for k in right)
+    path.write_bytes(whole); flip(path, 8*len(whole) - 5)
+    with pytest.raises(ValueError, match="not those that were saved|not the weights"): Autoencoder.from_pretrained(saved)
+
+
+def test_a_folder_from_before_digests_is_read(ae, saved):
+    safetensors.torch.save_file({k: v.contiguous() for k, v in ae.state_dict().items()}, saved/"model.safetensors")
+    change(saved, lambda d: d.pop("weights"))
+    assert torch.equal(Autoencoder.from_pretrained(saved).encode(noise(5003)), ae.encode(noise(5003)))
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("latent_std", torch.tensor(0.), ["latent_std must be above 0", "got 0"]), ("latent_std", torch.tensor(-1.), ["latent_std must be above 0"]), ("latent_std", torch.tensor(torch.nan), ["latent_std", "NaN"]),
+    ("denoiser.conv_out.weight", torch.inf, ["conv_out.weight", "infinity"]), ("denoiser.conv_out.weight", torch.int8, ["conv_out.weight", "torch.int8"]), ("denoiser.conv_out.weight", torch.complex64, ["conv_out.weight", "complex64"])])
+def test_weights_that_cannot_be_are_named(ae, saved, name, value, words):
+    weights = {k: v.clone() for k, v in ae.state_dict().items()}
+    weights[name] = value if isinstance(value, torch.Tensor) else weights[name].to(value) if isinstance(value, torch.dtype) else weights[name].fill_(value)
+    save_weights(saved/"model.safetensors", weights)
+    change(saved, lambda d: d.pop("weights"))
+    with pytest.raises(ValueError) as e: Autoencoder.from_pretrained(saved)
+    assert all(word in str(e.value) for word in [str(saved), *words]), e.value
+
+
+def test_one_changed_bit_of_a_state_is_told(tmp_path):
+    state = {"step": 3, "model": {"w": torch.randn(60, 60, generator=torch.Generator().manual_seed(0))}}
+    save_state(tmp_path/"a.pt", state)
+    whole, told = (tmp_path/"a.pt").read_bytes(), 0
+    for bit in np.random.default_rng(0).integers(8*len(whole), size=100):
+        (tmp_path/"a.pt").write_bytes(whole); flip(tmp_path/"a.pt", int(bit))
+        try: got = load_pickled_weights(tmp_path/"a.pt")
+        except ValueError as e: told += 1; assert "a.pt" in str(e)
+        else: assert torch.equal(got["model"]["w"], state["model"]["w"]) and got["step"] == 3
+    assert told > 80
+
+
+def test_damaged_files_of_a_model_end_in_named_errors(ae, saved):
+    rng = np.random.default_rng(1)
+    for name in ("config.json", "model.safetensors"):
+        whole = (saved/name).read_bytes()
+        for _ in range(40):
+            data, at = bytearray(whole), int(rng.integers(min(len(whole), 4000)))
+            kind = rng.integers(3)
+            if kind == 0: data = data[:at]
+            if kind == 1: data[at:at + 6] = rng.bytes(6)
+            if kind == 2: del data[at:at + 9]
+            (saved/name).write_bytes(data)
+            try: Autoencoder.from_pretrained(saved)
+            except ValueError as e: assert str(saved) in str(e)
+        (saved/name).write_bytes(whole)
 
 
 # ---- pickles

@@ -3,11 +3,11 @@ import json, struct, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
-from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
-                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_mat, read_npz, resample_stimulus, resample_trials, simulate_eeg, write_cnd,
+from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, OtherProcess, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
+                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_events, read_mat, read_npz, resample_stimulus, resample_trials, simulate_eeg, write_cnd,
                                   write_mat, write_npz)
-from latentalign.responses import (Gain, NoteFeature, Response, TRFOptions, check_trials, envelope, feature_gain, group_gain, held_frames, impulses,
-                                   nested_response, prediction_correlation, spectral_flux, trained_weights, trial_products)
+from latentalign.responses import (FrameFeature, Gain, NoteFeature, Response, TRFOptions, check_trials, envelope, feature_gain, group_gain, held_frames, impulses,
+                                   nested_response, penalty_matrix, prediction_correlation, read_notes, spectral_flux, trained_weights, trial_products)
 
 RATE = 32
 quiet = lambda: warnings.catch_warnings(action="ignore")
@@ -33,6 +33,29 @@ def test_impulses_stand_where_notes_begin():
     assert impulses([.25, .25, .5], [2., 3., np.nan], 64, 64).sum() == 5
     with pytest.raises(ValueError, match="2 onsets, but 1 values"): impulses([0., 1.], [1.], 64, 64)
 
+def test_impulses_round_half_up():
+    "Half way between two samples the later one is meant, be it even or odd (rounding half to even gives 0, 2, 2, 4)."
+    assert impulses(np.array([.5, 1.5, 2.5, 3.5])/64, None, 64, 64)[:, 0].nonzero()[0].tolist() == [1, 2, 3, 4]
+    events = np.zeros((8, 1)); events[[1, 3, 5]] = 1
+    assert resample_stimulus(Stimulus({"a": [events]}, 64, ("a",)), 32).features["a"][0][:, 0].nonzero()[0].tolist() == [1, 2, 3]
+
+@pytest.mark.parametrize("call, word", [
+    (lambda: impulses([0., np.nan], None, 9, 9), "onset 1 is not finite"), (lambda: impulses([0.], [np.inf], 9, 9), "value 0 is infinite"),
+    (lambda: held_frames(np.ones(3), [.2, .1, .3], 9, 9), "rise"), (lambda: held_frames(np.ones(3), [.1, np.nan, .3], 9, 9), "rise"), (lambda: held_frames(np.ones(3), [.1, .1, .3], 9, 9), "rise"),
+    (lambda: held_frames(np.ones(2), [.1, .2, .3], 9, 9), "2 values and 3 times"), (lambda: held_frames([np.inf, 1.], [.1, .2], 9, 9), "frame 0 is infinite"),
+    (lambda: read_notes([np.array([[1.], [np.nan]])], None, 9), "not finite"),
+    (lambda: Stimulus({"a": [np.full((3, 1), np.nan)]}, 64), "finite"), (lambda: Stimulus({"a": [np.zeros(3)]}, 64), r"\(3,\)"), (lambda: Stimulus({}, np.inf), "inf Hz"), (lambda: Stimulus({}, 64, ("a",)), "no feature 'a'")])
+def test_impossible_numbers_are_refused(call, word):
+    with pytest.raises(ValueError, match=word): call()
+
+def test_nobody_guesses_what_is_an_impulse():
+    n = np.arange(128*60)
+    gated = np.where(n % 1024 < 130, .2 + np.abs(np.sin(n/20)), 0.)[:, None]  # zero most of the time, and no events
+    dense = (n % 3 == 0).astype(float)[:, None]                               # events every third sample
+    with pytest.raises(ValueError, match="which of the features gated, dense are impulses"): resample_stimulus(Stimulus({"gated": [gated], "dense": [dense]}, 128), 64)
+    slow = resample_stimulus(Stimulus({"gated": [gated], "dense": [dense]}, 128, ("dense",)), 64).features
+    assert abs(2*slow["gated"][0].sum()/gated.sum() - 1) < .01 and slow["dense"][0].sum() == dense.sum()
+
 @pytest.mark.parametrize("rate", [22050, 44100, 48000])
 def test_sound_features_know_when_and_how_loud(rate):
     wave = np.zeros(2*rate); wave[rate//2:rate] = .5
@@ -55,12 +78,54 @@ def test_weights_and_correlations_are_those_of_mtrf():
     options, train = TRFOptions(-.05, .3), np.array([0, 1, 3])
     products = trial_products(x, y, RATE, options)
     assert products.lags.tolist() == list(range(-2, 11))  # floor(tmin fs) … ceil(tmax fs)
-    (weights,), scale = trained_weights(products, train, (.1,))
+    (weights,), scale = trained_weights(products, train, [(.1,)])
     xs, ys = (np.concatenate([t[i] for i in train]).std(0) for t in (x, y))
     model = TRF(); model.train([x[i]/xs for i in train], [y[i]/ys for i in train], RATE, options.tmin, options.tmax, .1)
     _, r = model.predict([x[2]/xs], [y[2]/ys], average=False)
     assert np.allclose(weights[1:].reshape(2, -1, 3, order="F"), model.weights) and np.allclose(weights[0], np.ravel(model.bias))
     assert np.allclose(prediction_correlation(products, 2, weights, scale), r)
+
+@pytest.mark.parametrize("penalty, columns, strengths", [("ridge", 2, (.3,)), ("tikhonov", 1, (.3,)), ("banded", 2, (.3, 30.))])
+def test_penalties_are_those_of_mtrf_on_data_as_they_are(penalty, columns, strengths):
+    from mtrf.matrices import banded_regularization, fit_weights_with_covariance_matrices
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((300, columns))*3 + 1 for _ in range(3)]
+    y = [a @ rng.standard_normal((columns, 2)) + rng.standard_normal((300, 2)) for a in x]
+    options, train = TRFOptions(-.05, .3, penalty=penalty, standardise=False), np.arange(3)
+    products = trial_products(x, y, RATE, options)
+    strength = banded_regularization(len(products.lags), strengths, [1, 1], np) if penalty == "banded" else strengths[0]
+    theirs = fit_weights_with_covariance_matrices(products.xx.mean(0), products.xy.mean(0), RATE, strength, penalty)
+    (ours,), scale = trained_weights(products, train, [strengths], options)
+    assert np.allclose(ours, theirs) and (scale == 1).all()
+
+def test_tikhonov_never_mixes_features():
+    "w M w of two features is half the sum of squared steps from lag to lag, each feature on its own; the constant is free."
+    w = np.random.default_rng(0).standard_normal((5, 2))
+    m = penalty_matrix(2, 5, (3.,), TRFOptions(penalty="tikhonov"))
+    column = np.r_[7., w.ravel()]
+    assert column @ m @ column == pytest.approx(3*(np.diff(w, axis=0)**2).sum()/2)
+
+def test_bands_have_a_lambda_each():
+    options = TRFOptions(penalty="banded", bands=(2,))
+    assert np.diag(penalty_matrix(3, 2, (5., 7.), options)).tolist() == [0, 5, 5, 7, 5, 5, 7]
+    rng = np.random.default_rng(0)
+    x = [np.hstack([rng.standard_normal((400, 1)), rng.standard_normal((400, 1))]) for _ in range(4)]
+    y = [a[:, :1] + .3*rng.standard_normal((400, 1)) for a in x]
+    options = TRFOptions(0, .1, (1e-3, 1e7), 4, penalty="banded")
+    with quiet(): found = nested_response(trial_products(x, y, RATE, options), options)
+    assert found.lambdas.tolist() == [[1e-3, 1e7]]*4 and found.mean_r > .9
+    for wrong, word in ((dict(penalty="lasso"), "ridge, tikhonov, banded"), (dict(bands=(1,)), "bands"), (dict(penalty="banded", bands=(0,)), "bands")):
+        with pytest.raises(ValueError, match=word): TRFOptions(**wrong)
+    wide = TRFOptions(0, .1, (1.,), penalty="banded", bands=(2, 1))
+    with pytest.raises(ValueError, match="2 . 1 columns, but there are 2"): nested_response(trial_products(x, y, RATE, wide), wide)
+
+def test_not_standardised_weights_have_the_units_of_the_data():
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((600, 1)) for _ in range(4)]
+    y = [5*a + .1*rng.standard_normal((600, 1)) for a in x]
+    options = TRFOptions(0, .05, (1e-6,), standardise=False)
+    with quiet(): found = nested_response(trial_products([100*a for a in x], y, RATE, options), options)
+    assert found.weights[0, 0, 0]/RATE == pytest.approx(.05, rel=.01)  # µV per unit of the feature
 
 def test_scale_of_features_and_eeg_changes_nothing():
     rng = np.random.default_rng(1)
@@ -136,6 +201,21 @@ def test_an_effect_is_found_and_p_is_the_share_of_shuffles():
     assert found.p == 1/20 and found.gain > found.null.max() and found.effect > 3 and found.channels.shape == (2,) and found.with_it.weights.shape[0] == 2
     assert found.gain == pytest.approx(found.with_it.mean_r - found.without.mean_r) == pytest.approx(found.channels.mean())
 
+def test_song_without_notes_is_a_continuous_feature():
+    "Surprisal held over frames of 0.1 s, answered by the brain as it is; and not answered."
+    rng, samples = np.random.default_rng(5), 60*RATE
+    ends = [np.arange(1, 601)/10]*4
+    drift = [np.convolve(rng.standard_normal(619), np.ones(20)/20**.5, "valid") for _ in ends]
+    song = FrameFeature(ends, drift)
+    held = [np.repeat(v, 16)[np.minimum(np.arange(samples)*5, 9599)][:, None] for v in drift]  # frame k covers 0.1 k … 0.1 (k + 1) s
+    assert all(np.allclose(a, b - v.mean()) for a, b, v in zip(song.as_impulses([samples]*4, RATE), held, drift))
+    base = [rng.standard_normal((samples, 1)) for _ in ends]
+    eeg = [b + h + 2*rng.standard_normal((samples, 1)) for b, h in zip(base, held)]
+    with quiet(): found, nothing = (feature_gain(base, song, e, RATE, OPTIONS, 9) for e in (eeg, [b + 2*rng.standard_normal((samples, 1)) for b in base]))
+    assert found.p == .1 and found.gain > .1 > abs(nothing.gain) and nothing.p > .1
+    turned = song.shuffled(np.random.default_rng(0))
+    for a, b in zip(turned.values, drift): assert any(np.array_equal(a, np.roll(b, k)) for k in range(60, 541)) and isinstance(turned, FrameFeature)
+
 def test_trials_of_notes_must_match():
     x, note = [np.random.default_rng(k).standard_normal((100, 1)) for k in range(3)], NoteFeature([[1.]]*3, [[1.]]*3)
     for base, feature, shuffles, word in ((x[:2], note, 1, "2 trials of features and 3 of notes, but 3"), (x, NoteFeature([[1.]]*2, [[1.]]*2), 1, "2 of notes"), (x, note, -1, "got -1")):
@@ -206,7 +286,7 @@ def test_resampling_keeps_a_slow_sine(before, after):
 
 def test_impulses_stay_impulses():
     events = np.zeros((640, 1)); events[[10, 100, 639]] = [[1], [2], [3]]
-    slow = resample_stimulus(Stimulus({"onset": [events]}, 64), 32).features["onset"][0]
+    slow = resample_stimulus(Stimulus({"onset": [events]}, 64, ("onset",)), 32).features["onset"][0]
     assert len(slow) == 320 and slow[[5, 50, 319], 0].tolist() == [1, 2, 3] and slow.sum() == 6
 
 def test_preparation():
@@ -257,7 +337,7 @@ def test_cnd_as_other_programs_write_it(tmp_path, trials, version):
 def test_positions_of_eeglab():
     "In chanlocs x points to the nose and y to the left ear; here x points to the right and y to the nose."
     eeg = dict(fs=64., data=cells([[np.random.default_rng(0).standard_normal((9, 2))]]), chanlocs=[dict(labels="Fz", X=.7, Y=0., Z=.7), dict(labels="T8", X=0., Y=-1., Z=0.)])
-    assert np.allclose(cnd_recording(dict(eeg=eeg), Path("x")).positions, [[0, .7, .7], [1, 0, 0]])
+    assert np.allclose(cnd_recording(dict(eeg=eeg), Path("x"))[0].positions, [[0, .7, .7], [1, 0, 0]])
 
 def test_what_is_no_cnd_is_told(tmp_path, people, heard):
     with pytest.raises(ValueError, match="no dataStim.mat"): read_cnd(tmp_path)
@@ -279,7 +359,7 @@ def test_what_is_no_cnd_is_told(tmp_path, people, heard):
         with pytest.raises(ValueError, match="no Matlab file"): read_cnd(tmp_path)
     write_mat(folder/"dataSub2.mat", {}, "7.3")
     (folder/"dataSub2.mat").write_bytes((folder/"dataSub2.mat").read_bytes()[:600])
-    with pytest.raises(ValueError, match="dataSub2.mat is damaged"): read_cnd(tmp_path)
+    with pytest.raises(ValueError, match="dataSub2.mat is no Matlab file, or damaged"): read_cnd(tmp_path)
     (folder/"dataStim.mat").rename(folder/"dataStim1.mat")
     with pytest.raises(ValueError, match="neither dataStim.mat nor dataStim2.mat"): read_cnd(tmp_path)
     with pytest.raises(ValueError, match="no such file"): read_mat(tmp_path/"none.mat")
@@ -289,6 +369,102 @@ def test_matlab_7_3_files_begin_as_matlab_wants(tmp_path):
     write_mat(tmp_path/"x.mat", dict(a=1.), "7.3")
     head = (tmp_path/"x.mat").read_bytes()[:520]
     assert head[:10] == b"MATLAB 7.3" and struct.unpack("<H", head[124:126])[0] == 0x0200 and head[126:128] == b"IM" and head[512:516] == b"\x89HDF"
+
+def written(folder, **fields):
+    "A CND data set of three trials, whose second participant has other fields."
+    rng = np.random.default_rng(0)
+    trials = [rng.standard_normal((100 + 10*i, 3)) for i in range(3)]
+    features = [[t[:, :1] for t in trials], [t[:, 1:2] for t in trials]]
+    stim = dict(fs=64., names=cells([["env", "onset"]]), data=cells(features)) | fields.pop("stim", {})
+    write_mat(folder/"dataStim.mat", dict(stim=stim))
+    for i, more in ((1, {}), (2, fields)): write_mat(folder/f"dataSub{i}.mat", dict(eeg=dict(fs=64., data=cells([trials]), chanlocs=[dict(labels=n, X=0., Y=0., Z=1.) for n in ("Fz", "Cz", "Oz")]) | more))
+    return trials, features
+
+def test_a_participant_without_a_trial_keeps_the_others(tmp_path):
+    trials, features = written(tmp_path)
+    empty = np.zeros((0, 0))
+    written(tmp_path, data=cells([[trials[0], empty, trials[2]]]), origTrialPosition=np.array([[3., 1., 2.]]), extChan=dict(description="Mastoids", data=cells([[t[:, :2] for t in trials]])))
+    with pytest.warns(UserWarning, match="dataSub2.mat: trials 2 are empty and left out"): (whole, first), (left, second) = read_cnd(tmp_path)
+    assert len(first.trials) == len(whole.features["env"]) == 3 and first.stimuli == (1, 2, 3) and second.stimuli == (1, 3) and second.order == (3, 2)
+    for a, b, m, i in zip(second.trials, left.features["onset"], second.mastoids, (0, 2)): assert np.array_equal(a, trials[i]) and np.array_equal(b, features[1][i]) and np.array_equal(m, trials[i][:, :2])
+
+@pytest.mark.parametrize("value, word", [(np.nan, "Oz"), (3., "Oz")])
+def test_bad_channels_go_if_so_wished(tmp_path, value, word):
+    trials, _ = written(tmp_path)
+    bad = [t.copy() for t in trials]; bad[1][:, 2] = value
+    written(tmp_path, data=cells([bad]))
+    with pytest.raises(ValueError, match=f"dataSub2.mat: channels {word} are flat or not finite.*drop_bad=True"): read_cnd(tmp_path)
+    with pytest.warns(UserWarning, match=f"channels {word}.*left out"): second = read_cnd(tmp_path, drop_bad=True)[1][1]
+    assert second.channels == ("Fz", "Cz") and all(np.array_equal(a, b[:, :2]) for a, b in zip(second.trials, trials)) and len(second.positions) == 2
+    written(tmp_path, data=cells([[t*np.nan for t in trials]]))
+    with pytest.raises(ValueError, match="Fz, Cz, Oz"): read_cnd(tmp_path, drop_bad=True)
+
+def test_names_that_come_twice_and_rows_are_told(tmp_path):
+    trials, features = written(tmp_path)
+    written(tmp_path, stim=dict(names=cells([["IC", "IC"]])))
+    with pytest.warns(UserWarning, match="two features are named 'IC'; the second is called 'IC .2.'"): stimulus, _ = read_cnd(tmp_path)[0]
+    assert np.array_equal(stimulus.features["IC"][1], features[0][1]) and np.array_equal(stimulus.features["IC (2)"][1], features[1][1])
+    written(tmp_path, stim=dict(data=cells([features[0], [t.T for t in features[1]]])))
+    with pytest.warns(UserWarning, match="feature 'onset' is a row in trials 1, 2, 3"): stimulus, _ = read_cnd(tmp_path, ("onset",))[0]
+    assert all(np.array_equal(a, b) for a, b in zip(stimulus.features["onset"], features[1])) and stimulus.impulses == ("onset",)
+
+@pytest.mark.parametrize("fields, word", [
+    (dict(paddingStartSample=-1.), "Sub2.mat: paddingStartSample"), (dict(paddingStartSample=1e9), "Sub2.mat: paddingStartSample"), (dict(paddingStartSample=np.nan), "Sub2.mat: paddingStartSample"), (dict(paddingStartSample=.5), "Sub2.mat: paddingStartSample"),
+    (dict(fs=np.nan), "Sub2.mat: fs"), (dict(fs=0.), "Sub2.mat: fs"), (dict(fs=1e12), "Sub2.mat: fs"), (dict(origTrialPosition=np.array([[1., np.nan, 2.]])), "Sub2.mat: origTrialPosition"), (dict(origTrialPosition=np.array([[1., 1., 2.]])), "Sub2.mat.*order"),
+    (dict(chanlocs=[dict(labels="Fz", X=np.nan, Y=0., Z=0.)]*3), "Sub2.mat.*positions"), (dict(chanlocs=[dict(labels="Fz")]), "Sub2.mat.*3 channels, but 1 names"), (dict(extChan=dict(description="Mastoids", data=cells([[np.ones((9, 2))]]))), "Sub2.mat: mastoids of 1 trials"),
+    (dict(stim=dict(names=cells([["a", "b", "c"]]))), "Stim.mat has 2 features, but 3 names"), (dict(stim=dict(fs=np.inf)), "Stim.mat: fs"), (dict(stim=dict(data=cells([[np.full((9, 1), np.nan)]*3]), names=cells([["a"]]))), "Stim.mat.*finite")])
+def test_impossible_values_of_cnd_name_their_file(tmp_path, fields, word):
+    written(tmp_path, **fields)
+    with quiet(), pytest.raises(ValueError, match=word): read_cnd(tmp_path)
+
+def test_which_files_are_meant(tmp_path):
+    written(tmp_path)
+    (tmp_path/"._dataSub3.mat").write_bytes(b"side file of macOS")
+    (tmp_path/"pre_dataSub1.mat").write_bytes(b"another copy")
+    assert [p.name for _, p in read_cnd(tmp_path)] == ["dataSub1", "dataSub2"]
+    for i in (1, 2): (tmp_path/f"dataSub{i}.mat").replace(tmp_path/f"pre_dataSub{i}.mat")
+    assert [p.name for _, p in read_cnd(tmp_path)] == ["pre_dataSub1", "pre_dataSub2"]
+    (tmp_path/"pre_dataSub2.mat").replace(tmp_path/"ica_dataSub2.mat")
+    with pytest.raises(ValueError, match="several kinds .ica_, pre_."): read_cnd(tmp_path)
+    (tmp_path/"ica_dataSub2.mat").replace(tmp_path/"pre_dataSub01.mat")
+    with pytest.raises(ValueError, match="several files of one number: pre_dataSub01.mat, pre_dataSub1.mat"): read_cnd(tmp_path)
+
+def test_a_file_that_ends_its_reader_ends_nothing_else(tmp_path):
+    write_mat(tmp_path/"a.mat", dict(a=np.arange(6.).reshape(2, 3)))
+    read = OtherProcess(seconds=60)
+    assert np.array_equal(read(tmp_path/"a.mat")[1]["a"], np.arange(6.).reshape(2, 3))
+    read.process.kill(); read.process.wait()
+    assert read(tmp_path/"a.mat") == (False, "whoever reads it comes to an end") and read(tmp_path/"a.mat")[0]
+    read.end()
+
+def damaged(data, rng):
+    "Bytes with something wrong: cut short, bits changed, a run of them overwritten or taken out."
+    b, at = bytearray(data), int(rng.integers(len(data)))
+    kind = rng.integers(4)
+    if kind == 0: return bytes(b[:at])
+    if kind == 1:
+        for k in rng.integers(len(b), size=rng.integers(1, 6)): b[k] ^= 1 << int(rng.integers(8))
+    if kind == 2: b[at:at + 8] = rng.bytes(8)
+    if kind == 3: del b[at:at + int(rng.integers(1, 40))]
+    return bytes(b)
+
+@pytest.mark.parametrize("kind", ["5", "7.3", "npz", "events"])
+def test_damaged_files_end_in_named_errors(tmp_path, people, heard, kind):
+    "Or are read, where what was damaged did not count."
+    rng = np.random.default_rng(0)
+    if kind in VERSIONS:
+        write_cnd(tmp_path, heard, people[:1], kind)
+        path, read = tmp_path/"dataCND/dataSub1.mat", lambda: read_cnd(tmp_path)
+    if kind == "npz": write_npz(path := tmp_path/"a.npz", heard, people[0]); read = lambda: read_npz(path)
+    if kind == "events":
+        (path := tmp_path/"events.tsv").write_text("onset\tduration\ttrial_type\tvalue\n2\t5\tmusic\t1\n10\t5.5\tmusic\t2\n")
+        read = lambda: read_events(path, "music", None)
+    whole = path.read_bytes()
+    for _ in range(60):
+        path.write_bytes(damaged(whole, rng))
+        try:
+            with quiet(): read()
+        except ValueError as e: assert path.name in str(e), e
 
 def test_npz_there_and_back(tmp_path, people, heard):
     for wrote in people:
@@ -319,6 +495,52 @@ def bids(root, data, rate):
     (folder/f"{stem}_channels.tsv").write_text("name\ttype\tunits\n" + "".join(f"{n}\tEEG\tµV\n" for n in names))
     (folder/f"{stem}_events.tsv").write_text("onset\tduration\ttrial_type\n1.0\t3.0\tmelody\n5.0\t3.0\tmelody\n9.0\t0.0\tbutton\n")
 
+def change_bids(root, events=None, channels=None):
+    "Other events and channels of the same data set."
+    stem = root/"sub-01/eeg/sub-01_task-listen"
+    if events: Path(f"{stem}_events.tsv").write_text(events)
+    if channels: Path(f"{stem}_channels.tsv").write_text(channels)
+
+def test_bids_events(tmp_path):
+    pytest.importorskip("mne_bids")
+    data = np.random.default_rng(0).standard_normal((640, 3))*20
+    bids(tmp_path, data, 64)
+    read = lambda event="music", **more: read_bids(tmp_path, "01", "listen", event, **more)
+    change_bids(tmp_path, "onset\tduration\ttrial_type\tvalue\tstim_file\n1\t2\tmusic\t1\ta.wav\n3.0078125\t2\tmusic\t2\tb.wav\n")
+    with quiet(): both, second = read(), read("music/2")
+    assert [t.shape for t in both.trials] == [(128, 3)]*2 and both.stimuli == ("a.wav", "b.wav") and second.stimuli == ("b.wav",)
+    assert np.allclose(second.trials[0], data[193:321], atol=1e-3)  # 3.0078125 s is half way between samples 192 and 193
+    change_bids(tmp_path, "onset\tduration\ttrial_type\n1\tn/a\tmusic\n5\t0\tmusic\n")
+    with quiet(), pytest.raises(ValueError, match="duration="): read()
+    with quiet(): assert [len(t) for t in read(duration=2.5).trials] == [160, 160]
+    for onsets, told in (((-1, 2), "1 .-1 s"), ((2, 8), "2 .8 s"), ((2, 30), "2 .30 s")):
+        change_bids(tmp_path, "onset\tduration\ttrial_type\n" + "".join(f"{o}\t3\tmusic\n" for o in onsets))
+        with quiet(), pytest.raises(ValueError, match=f"trials {told}.*not wholly in the recording of 10 s"): read()
+        with pytest.warns(UserWarning, match=f"trials {told}.*left out"): left = read(drop_bad=True)
+        assert np.allclose(left.trials[0], data[128:320], atol=1e-3) and left.stimuli == ((2,) if onsets[0] < 0 else (1,))
+    change_bids(tmp_path, "onset\tduration\ttrial_type\nsoon\t3\tmusic\n")
+    with quiet(), pytest.raises(ValueError, match="events.tsv"): read()
+
+def test_bids_bad_channels_are_no_part_of_the_reference(tmp_path):
+    pytest.importorskip("mne_bids")
+    data = np.random.default_rng(0).standard_normal((640, 3))*[20, 20, 1e5]
+    bids(tmp_path, data, 64)
+    change_bids(tmp_path, channels="name\ttype\tunits\tstatus\nE1\tEEG\tµV\tgood\nE2\tEEG\tµV\tgood\nE3\tEEG\tµV\tbad\n")
+    with pytest.warns(UserWarning, match="calls channels E3 bad"): read = read_bids(tmp_path, "01", "listen", "melody")
+    half = (data[64:256, 0] - data[64:256, 1])/2
+    assert read.channels == ("E1", "E2") and np.allclose(prepare(read, 64., None).trials[0][:, 0], half, atol=.05)
+
+def test_bids_runs_and_acquisitions(tmp_path):
+    pytest.importorskip("mne_bids")
+    data = np.random.default_rng(0).standard_normal((640, 3))*20
+    bids(tmp_path, data, 64)
+    folder = tmp_path/"sub-01/eeg"
+    for path in list(folder.iterdir()):
+        text = path.read_bytes().replace(b"task-listen", b"task-listen_acq-dry_run-02") if path.suffix in (".vhdr", ".vmrk") else path.read_bytes()
+        (folder/path.name.replace("task-listen", "task-listen_acq-dry_run-02")).write_bytes(text); path.unlink()
+    with quiet(): assert len(read_bids(tmp_path, "01", "listen", "melody", run="02", acquisition="dry").trials) == 2
+    with quiet(), pytest.raises(ValueError, match="subject '01', task 'listen'"): read_bids(tmp_path, "01", "listen", "melody")
+
 def test_bids(tmp_path):
     pytest.importorskip("mne_bids")
     data = np.random.default_rng(0).standard_normal((640, 3))*20
@@ -326,7 +548,7 @@ def test_bids(tmp_path):
     with quiet(): read = read_bids(tmp_path, "01", "listen", "melody")
     assert read.sample_rate == 64 and read.channels == ("E1", "E2", "E3") and len(read.trials) == 2 and read.positions is None
     assert np.allclose(read.trials[0], data[64:256], atol=1e-3) and np.allclose(read.trials[1], data[320:512], atol=1e-3)
-    with quiet(), pytest.raises(ValueError, match="no event 'song' with a duration; there are.*melody"): read_bids(tmp_path, "01", "listen", "song")
+    with quiet(), pytest.raises(ValueError, match="no event 'song'; there are.*melody"): read_bids(tmp_path, "01", "listen", "song")
     with quiet(), pytest.raises(ValueError, match="subject '02'"): read_bids(tmp_path, "02", "listen", "melody")
 
 
@@ -396,6 +618,33 @@ def test_the_notebook_reads_cnd_and_tables(tmp_path):
     report = run_notebook(tmp_path, data=str(tmp_path), tables=f"false={tmp_path/'tables'}", shuffles=9, lambdas="1e-2,1,100", folds=3, sample_rate=float(RATE))
     rows = {r["variant"]: r for r in report["rows"]}
     assert rows["IC_true"]["p"] == .1 and rows["IC_true"]["gain"] > .02 > rows["false"]["gain"] and rows["false"]["noise_level"] == .3 and report["settings"]["base"] == ["onset"]
+
+def test_the_notebook_reads_bids_and_song_without_notes(tmp_path):
+    "Tables of surprisal held over frames (true is answered), for sounds that the events name; one participant lacks a trial."
+    pytest.importorskip("mne_bids")
+    import soundfile
+    rng, rate = np.random.default_rng(0), 64
+    ends, n = np.arange(1, 201)/10, 20*rate
+    (tmp_path/"stimuli").mkdir()
+    surprisal = {f"{c}.wav": np.convolve(rng.standard_normal(209), np.ones(10), "valid") for c in "abcd"}
+    for name, ic in surprisal.items():
+        soundfile.write(tmp_path/"stimuli"/name, .1*rng.standard_normal(20*22050), 22050)
+        for kind, values in (("true", ic), ("false", rng.standard_normal(200))):
+            (tmp_path/kind).mkdir(exist_ok=True)
+            np.savetxt((tmp_path/kind/name).with_suffix(".csv"), np.stack([ends, values], 1), delimiter=",", header="Time,IC_0.3", comments="")
+    for subject, order in (("01", "abcd"), ("02", "dab")):
+        held = np.concatenate([np.repeat(surprisal[f"{c}.wav"], 32)[np.arange(n)*5] for c in order])
+        data = 20*(np.stack([held, -held, 0*held], 1)/10 + rng.standard_normal((len(held), 3)))
+        bids(tmp_path/subject, data, rate)
+        change_bids(tmp_path/subject, "onset\tduration\ttrial_type\tstim_file\n" + "".join(f"{20*k}\t20\tsong\t{c}.wav\n" for k, c in enumerate(order)))
+        if subject == "02":
+            for path in sorted((tmp_path/"02").rglob("sub-01*"), reverse=True): 
+                if path.is_file() and path.suffix in (".vhdr", ".vmrk"): path.write_bytes(path.read_bytes().replace(b"sub-01", b"sub-02"))
+                path.rename(path.with_name(path.name.replace("sub-01", "sub-02")))
+    (tmp_path/"02/sub-02").rename(tmp_path/"01/sub-02")
+    report = run_notebook(tmp_path, data=str(tmp_path/"01"), task="listen", event="song", sounds=str(tmp_path/"stimuli"), tables=f"true={tmp_path/'true'},false={tmp_path/'false'}", shuffles=9, lambdas="1,100", folds=3, sample_rate=32., participants=0)
+    rows = {r["variant"]: r for r in report["rows"]}
+    assert rows["true"]["p"] == .1 and rows["true"]["gain"] > .05 > rows["false"]["gain"] and rows["true"]["participants"] == 2 and report["settings"]["base"] == ["envelope", "flux"]
 
 def test_the_notebook_lets_a_model_hear_what_the_simulated_brain_hears(tmp_path):
     "A surprisal model with random weights: every number is there, and means nothing."

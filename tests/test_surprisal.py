@@ -1,6 +1,9 @@
 """Surprisal: the published layout, closed forms, invariances, causality and bad input."""
+import copy
+import hashlib
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +22,7 @@ from latentalign.public_weights import PUBLIC
 from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
 from latentalign.storage import bundled_models, load_strictly
-from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
+from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll, level_db
 from latentalign.surprisal_training import LEAST_VARIANCE, SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, autoregression_nll, gaussian_nll, mixture_nll, train_surprisal
 
 
@@ -362,6 +365,55 @@ def test_bits_and_units(surprisal, autoencoder):
     other = Surprisal(replace(surprisal.config, scale=1.4)).eval().attach(autoencoder)
     other.load_state_dict(surprisal.state_dict())
     assert same(other.of_latents(2 * z), nats + 64 * math.log(2))  # the same frames, measured in units half as large
+
+
+@pytest.mark.parametrize('name', bundled_models('surprisal'))
+def test_a_quiet_copy_is_told_of_and_brought_to_the_level_of_the_training(name):
+    model, wave = Surprisal.from_pretrained(name), tones(.8)
+    loud = wave * 10 ** ((model.config.level - level_db(wave)) / 20)
+    right = model(loud)
+    quiet = loud * 10 ** (-26 / 20)
+    with warnings.catch_warnings(record=True, action='always') as told:
+        try: model(quiet); refused = False
+        except ValueError as error: refused = 'another scale' in str(error)
+    assert refused or any('quieter than that of the training' in str(w.message) for w in told)
+    assert same(model(quiet, level='training'), right, .05)
+    assert same(model(loud, level=model.config.level), right, .05) and not same(model(loud, level=model.config.level - 9), right, .05)
+
+
+def test_levels_that_are_none_are_refused(surprisal):
+    for level, message in (('training', 'does not say'), ('loud', 'level must be'), (float('nan'), 'level must be'), (1e3, 'level must be'), (True, 'level must be')):
+        with pytest.raises(ValueError, match=message): surprisal(tones(1.), level=level)
+
+
+@pytest.mark.parametrize('gain', [1e30, 1e38, 1e39])
+def test_what_is_not_finite_never_leaves(surprisal, gain):
+    try: assert surprisal(gain * tones(.5), silence='none')[:, 1:].isfinite().all()
+    except ValueError: pass
+    broken = copy.deepcopy(surprisal)
+    broken.sequence.velocity.out.bias.data[3] = math.nan
+    with pytest.raises(ValueError, match='not finite'): broken.of_latents(torch.randn(64, 80, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_surprisal_model_from_before_levels_and_digests_is_opened(surprisal, autoencoder, tmp_path):
+    surprisal.save_pretrained(tmp_path)
+    data = json.loads((tmp_path / 'config.json').read_text())
+    t, c = autoencoder.config.transform, autoencoder.config
+    known = hashlib.sha256(repr((t.sample_rate, t.hop_length, t.alpha, t.beta, c.window, c.context)).encode())  # as it was before more settings counted
+    for name, weight in sorted(autoencoder.state_dict().items()): known.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode()); known.update(weight.contiguous().numpy().data)
+    (tmp_path / 'config.json').write_text(json.dumps({k: v for k, v in data.items() if k not in ('level', 'weights')} | {'fingerprint': known.hexdigest()[:16]}))
+    old = Surprisal.from_pretrained(tmp_path)
+    assert old.config.level is None and torch.equal(old.sequence.velocity.out.weight, surprisal.sequence.velocity.out.weight)
+
+
+@pytest.mark.parametrize('change', [{'scale': math.inf}, {'scale': 1e30}, {'pool': 10 ** 9}, {'level': 1e9}, {'sequence.depth': 10 ** 9}, {'sequence.width': 2 ** 40}, {'sequence.context': 10 ** 15},
+                                    {'sequence.frequency': math.inf}, {'sequence.frequency': 0.}, {'sequence.heads': 10 ** 7}, {'sequence.flow_depth': 5000}])
+def test_absurd_settings_are_refused_before_anything_is_built(surprisal, tmp_path, change):
+    surprisal.save_pretrained(tmp_path)
+    data = json.loads((tmp_path / 'config.json').read_text())
+    for name, value in change.items(): (data['sequence'] if '.' in name else data)[name.split('.')[-1]] = value
+    (tmp_path / 'config.json').write_text(json.dumps(data))
+    with pytest.raises(ValueError, match='config.json'): Surprisal.from_pretrained(tmp_path)
 
 
 # Published weights.

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import fields, replace
+import warnings
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import nbformat
@@ -16,10 +17,11 @@ import torch
 
 from latentalign import Autoencoder
 from latentalign.audio import write_audio
+from latentalign.consistency import NoiseConfig, decode_steps, draw_positions
 from latentalign.network import PRESETS
-from latentalign.storage import change_config, load_weights
+from latentalign.storage import change_config, load_pickled_weights, load_weights, save_state
 from latentalign.train import RECIPES, VARIANTS, ConsistencyObjective, RunOptions, train
-from latentalign.training import DivergenceError, step_generator
+from latentalign.training import DivergenceError, TrainConfig, fit, step_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,3 +144,112 @@ def test_loss_that_is_not_finite_stops_the_run(sounds, tmp_path, monkeypatch):
     with pytest.raises(DivergenceError, match='step 1'):
         train(RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', out=str(tmp_path / 'run')))
     assert not (tmp_path / 'run/model.safetensors').exists()
+
+
+# ---- one run a folder, and what is left of a log
+
+class Mean(torch.nn.Module):
+    "Least squares: w must find the mean of the items."
+    def __init__(self): super().__init__(); self.model = torch.nn.Linear(3, 1, bias=False); torch.nn.init.zeros_(self.model.weight)
+    def forward(self, batch, progress, generator): return (self.model.weight - batch).square().mean()
+
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self): return 10 ** 6
+    def __getitem__(self, i): return torch.tensor([1., 2., 3.]) + .1 * (i % 5)
+
+
+SHORT = TrainConfig(steps=12, batch_size=2, learning_rate=.3, warmup=2, average=.9, average_every=5, workers=0, log_every=1, checkpoint_every=6)
+
+
+def fitted(out, config=SHORT, **options): return fit(Mean(), Items(), config, out, asdict(config), device='cpu', **options)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    told = []
+    def intrude(records, state):
+        for config in (SHORT, replace(SHORT, seed=1)):
+            with pytest.raises(ValueError, match='another run is at work') as e: fitted(tmp_path, config, resume=False)
+            told.append(str(e.value))
+    state = fitted(tmp_path, on_log=intrude)
+    assert len(told) == 24 and str(tmp_path) in told[0]
+    assert [json.loads(line)['step'] for line in open(tmp_path / 'metrics.jsonl')] == list(range(1, 13))
+    assert torch.equal(state.objective.model.weight, fitted(tmp_path / 'alone').objective.model.weight)
+
+
+def test_settings_are_written_before_the_first_step(tmp_path):
+    def stop(records, state): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fitted(tmp_path, on_log=stop)
+    assert not (tmp_path / 'checkpoint.pt').exists() and json.loads((tmp_path / 'settings.json').read_text()) == asdict(SHORT)
+    with pytest.raises(ValueError, match='seed was 0, now 1'): fitted(tmp_path, replace(SHORT, seed=1))
+    assert fitted(tmp_path, replace(SHORT, seed=1), resume=False).step == 12
+    (tmp_path / 'checkpoint.pt').unlink(); (tmp_path / 'settings.json').write_text('{')
+    with pytest.raises(ValueError, match='settings.json'): fitted(tmp_path)
+
+
+@pytest.mark.parametrize('odd', ['[1, 2]', 'null', '7', '"text"', '{"step": "3"}', '{"loss": 1.0}', '{"step": 2.5, "loss": 1.0}', '{"step": true, "loss": 1.0}', '{"step": 1, "loss": 1.0}', '{"step": 3}', '\udcff', '[' * 5000])
+def test_an_odd_line_in_the_log_does_not_end_a_resume(tmp_path, odd):
+    fitted(tmp_path)
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    (tmp_path / 'metrics.jsonl').write_bytes('\n'.join([*lines[:2], odd, *lines[2:]]).encode('utf-8', 'surrogateescape') + b'\n')
+    with pytest.warns(UserWarning, match='1 lines are no records.*line 3'): fitted(tmp_path)
+    assert (tmp_path / 'metrics.jsonl').read_text().splitlines() == lines
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    fitted(tmp_path)
+    data = bytearray((tmp_path / 'checkpoint.pt').read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / 'checkpoint.pt').write_bytes(data)
+    with pytest.raises(ValueError, match='checkpoint.pt'): fitted(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fitted(tmp_path)
+    state = load_pickled_weights(tmp_path / 'checkpoint.pt')
+    for change, words in (({'model': {'model.weight': torch.zeros(1, 4)}}, '1 of another shape'), ({'model': {'model.weight': torch.full((1, 3), torch.nan)}}, 'NaN'), ({'average': {}}, 'averages of other weights')):
+        save_state(tmp_path / 'checkpoint.pt', state | change)
+        with pytest.raises(ValueError, match=words): fitted(tmp_path)
+
+
+def test_the_last_weights_are_in_the_average(tmp_path):
+    "Twelve steps, averaged every fifth: after 5, 10, and at the end."
+    seen = {}
+    def look(records, state): seen[state.step] = state.objective.model.weight.detach().clone()
+    state, expected = fitted(tmp_path, on_log=look), torch.zeros(1, 3)
+    for n, step in enumerate((5, 10, 12)): expected = expected.lerp(seen[step], 1 - min(.9, (1 + n) / (10 + n)))
+    assert state.average.updates == 3 and torch.allclose(state.average.values['model.weight'], expected, atol=1e-6)
+
+
+def test_the_number_of_averages_comes_back(tmp_path):
+    "With it the decay of the next update: a resumed run that counts from 0 forgets its past."
+    def stop(records, state):
+        if state.step == 7: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fitted(tmp_path, on_log=stop)
+    resumed, whole = fitted(tmp_path), fitted(tmp_path / 'whole')
+    assert resumed.average.updates == whole.average.updates == 3 and torch.equal(resumed.average.values['model.weight'], whole.average.values['model.weight'])
+
+
+def test_re_noising_leaves_room_for_the_least_level():
+    "Between two steps an image that counts as clean at sigma_min gets noise of variance sigma² − sigma_min²."
+    config = NoiseConfig(sigma_min=1., sigma_max=4., rho=1.)
+    given = []
+    noises = [torch.full((1, 2, 1, 1), v) for v in (1., 10.)]
+    decode_steps(lambda x, sigma: given.append((x.clone(), sigma)) or torch.full_like(x, 100.), noises, config)
+    assert given[0][0][0, 0, 0, 0] == 4. and given[1][1].item() == 2.5 and given[1][0][0, 0, 0, 0].item() == pytest.approx(100 + 10 * (2.5 ** 2 - 1) ** .5)
+
+
+def test_ladder_positions_are_counted_in_steps():
+    "Three points have two steps: position t lies in step floor(2 t), and no position reaches 1."
+    config = NoiseConfig(levels=3, p_mean=50., p_std=1.)  # all weight on the last step
+    t = draw_positions(1000, config, torch.Generator().manual_seed(0))
+    assert .5 <= t.min() < .51 and .99 < t.max() < 1
+
+
+def test_a_length_is_judged_at_the_rate_that_was_asked_for():
+    "Latents of 4000 samples at 22050 Hz are 8000 at 44100 Hz: a frame more is filled in silence, more than that with a warning."
+    model = Autoencoder.from_preset('tiny')
+    z, frame = torch.zeros(64, 20), 2 * model.frame_length
+    samples = model.decode(z, sample_rate=44100).shape[-1]
+    with warnings.catch_warnings(action='error'): model.decode(z, length=samples + frame, sample_rate=44100)
+    with pytest.warns(UserWarning, match='filled with silence'): model.decode(z, length=samples + frame + 1, sample_rate=44100)
