@@ -49,7 +49,7 @@ def sound_frames(
     heard: bool = False,      # whether latents are computed from nothing that comes after their frame
 )->torch.Tensor: # (frames, channels), frames = samples // (samples of a frame)
     "Sound as a listener gets it, frame by frame; raises `ValueError` if it is too short for a latent."
-    z = heard_latents(autoencoder, wave, pool) if heard else autoencoder.encode(wave)
+    z = heard_latents(autoencoder, wave, pool) if heard else autoencoder.encode(wave, autoencoder.sample_rate)
     return pool_latents(z, pool)[:, :len(wave) // (autoencoder.frame_length * pool)].T.contiguous()
 
 # %% ../nbs/81_hearing.ipynb #1ab1851d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOISINGS', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 'by_flow', 'MonteCarlo', 'frame_nll',
-           'open_autoencoder', 'SurprisalModel', 'check_scale', 'LatentSurprisal', 'Surprisal', 'read_published',
-           'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
+           'open_autoencoder', 'SurprisalModel', 'check_scale', 'bring_to', 'LatentSurprisal', 'Surprisal',
+           'read_published', 'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
 # %% ../nbs/82_surprisal.ipynb #93e65ee7
 import csv
@@ -18,7 +18,8 @@ import torch
 from torch.nn.functional import pad
 
 from .audio import check_wave, resample
-from .autoencoder import Autoencoder, check_latents, fingerprint
+from .audio_files import level_db
+from .autoencoder import Autoencoder, check_axes, check_latents, check_precision, check_result, fingerprint, rate_or_own
 from .flow import check_noise_levels, expected_mix, sampled_mix
 from .hearing import SILENCES, pool_latents, sound_frames
 from .likelihood import EXACT, Likelihood, LikelihoodConfig, frame_probes, path_nll, rescale_nll, to_bits, transport
@@ -141,10 +142,21 @@ class SurprisalModel(SavedModel):
 # %% ../nbs/82_surprisal.ipynb #19a4a640
 def check_scale(
     frames: torch.Tensor, # (frames, channels), divided by the scale of the training
+    what: str = 'these latents are of another scale', # what it means
+    help: str = 'give them as `encode` returns them', # what to do
 )->None:
     "Raise `ValueError` if the frames' deviation is more than five times larger or smaller than in training."
     deviation = float(frames.square().mean().sqrt())
-    if not .2 <= deviation <= 5: raise ValueError(f"these latents are of another scale: their deviation is {deviation:.3g} times that of the training; give them as `encode` returns them")
+    if not .2 <= deviation <= 5: raise ValueError(f"{what}: their deviation is {deviation:.3g} times that of the training; {help}")
+
+
+def bring_to(
+    sound: torch.Tensor, # (samples,)
+    level: float,        # RMS, dB against full scale
+)->torch.Tensor: # (samples,)
+    "A sound at another level; silence stays silent."
+    now = level_db(sound.numpy())
+    return sound * 10 ** ((level - now) / 20) if now > -torch.inf else sound
 
 # %% ../nbs/82_surprisal.ipynb #783ad4bb
 class LatentSurprisal(SurprisalModel):
@@ -170,10 +182,11 @@ class LatentSurprisal(SurprisalModel):
         noising, likelihood, bits, # as for `forward`
     )->torch.Tensor: # (levels, frames), NaN first
         "IC of some frames in the unit that latents have outside."
+        check_precision(self.sequence)
         way = preset(noising, NOISINGS) if isinstance(noising, str) else noising
         nll = torch.stack([frame_nll(self.sequence, frames, s, way, likelihood).nll for s in levels])
         ic = rescale_nll(nll, self.config.scale, frames.shape[1])
-        return pad(to_bits(ic) if bits else ic, (1, 0), value=torch.nan).cpu()
+        return pad(check_result(to_bits(ic) if bits else ic), (1, 0), value=torch.nan).cpu()
 
     def of_latents(self,
         z,                         # (..., channels, latents), numpy or torch, scaled as the autoencoder's `encode` returns them
@@ -196,17 +209,20 @@ class Surprisal(LatentSurprisal):
 
     def forward(self,
         wave,                      # (..., samples), numpy or torch, floating point, full scale ±1
-        sample_rate: float = None, # Hz; None: the autoencoder's
+        sample_rate: float = None, # Hz; None: the autoencoder's, with a warning
         noise_levels=(0.,),        # numbers in [0, 1): 0 = clean
         noising='expectation',     # one of NOISINGS, or a function like them
         silence: str = 'music',    # what is cut at both ends, one of SILENCES
         likelihood: LikelihoodConfig = LikelihoodConfig(), # effort; EXACT has no probe noise
         bits: bool = False,        # bits instead of nats
+        level: float = None,       # RMS that what is heard between the silences is brought to, dB against full scale; None: as it is
     ): # (..., levels, frames), of the wave's kind; NaN for the first frame and for silence at both ends
-        "IC of sound, channel by channel; raises `ValueError` for waves that cannot be encoded or are shorter than two frames, and levels outside [0, 1)."
+        "IC of sound, channel by channel; raises `ValueError` for waves that cannot be encoded or are shorter than two frames or of a loudness far from that of the training, and levels outside [0, 1)."
         if self.autoencoder is None: raise ValueError("this surprisal model has no autoencoder yet: give it one with `attach`")
         levels, span, rate = check_noise_levels(noise_levels), preset(silence, SILENCES), self.autoencoder.sample_rate
-        x = resample(check_wave(wave), rate if sample_rate is None else sample_rate, rate).cpu()
+        x, given = check_wave(wave), rate_or_own(self.autoencoder, sample_rate)
+        check_axes(x, 2 * self.frame_samples * given / rate)
+        x = resample(x, given, rate).cpu()
         total = x.shape[-1] // self.frame_samples
         if total < 2: raise ValueError(f"{x.shape[-1]} samples are too short: two frames of {self.frame_samples} samples at {rate} Hz are needed")
         out = torch.full((x[..., 0].numel(), len(levels), total), torch.nan)
@@ -214,7 +230,10 @@ class Surprisal(LatentSurprisal):
             if (found := span(sound, rate)) is None: continue
             first = found[0] // self.frame_samples
             if found[1] - first * self.frame_samples < 2 * self.frame_samples: continue  # a click: nothing to predict
-            ic = self.score(self.frames(sound[first * self.frame_samples:found[1]]), levels, noising, likelihood, bits)
+            heard = sound[first * self.frame_samples:found[1]]
+            frames = self.frames(heard if level is None else bring_to(heard, level))
+            check_scale(frames, f"the latents of this sound, which plays at {level_db(heard.numpy()):.0f} dB, are of another scale", "level=… brings it to the level of the training, which the model's card gives")
+            ic = self.score(frames, levels, noising, likelihood, bits)
             item[:, first:first + ic.shape[1]] = ic
         out = out.reshape(*x.shape[:-1], len(levels), total)
         return out if torch.is_tensor(wave) else out.numpy()

@@ -24,6 +24,7 @@ from .flow import draw_levels, flow_loss, mix
 from .hearing import sound_frames
 from .likelihood import LikelihoodConfig
 from .network import preset
+from .options import check_kinds
 from .scores import RenderedScores
 from .sequence import LEAST_VARIANCE, SEQUENCE_PRESETS, SequenceConfig, SequenceModel
 from .storage import atomic_write, load_weights, save_weights
@@ -164,10 +165,12 @@ class SurprisalOptions:
     resume: bool = True       # go on with what is in `out`, if there is something; False: start over
     out: str = ''             # run folder; '': runs/surprisal-NAME, after the autoencoder
 
+    def __post_init__(self): check_kinds(self)
+
     @property
     def folder(self)->Path: # run folder
         "Where the run is kept."
-        return Path(self.out or f"runs/surprisal-{Path(self.autoencoder.replace(':', '-')).name}")
+        return Path(self.out or f"runs/surprisal-{Path(self.autoencoder.replace(':', '-')).name}").expanduser()
 
     def recipe(self)->SurprisalRecipe: # with everything decided
         "The recipe that the options stand for."
