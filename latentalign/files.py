@@ -62,7 +62,7 @@ def add_record(
     line = json.dumps({'result': Path(path).name, 'mark': mark, **made}) + '\n'
     with open(Path(path).with_name(RECORDS), 'ab') as f: f.write(b'\n' * (f.tell() > 0) + line.encode())  # an empty line ends one that was cut off
 
-# %% ../nbs/45_files.ipynb #3030f3d1
+# %% ../nbs/45_files.ipynb #265cb036
 def differences(
     path,          # of a result that is there
     made: dict,    # 'settings' and 'sources' that would make it now
@@ -70,14 +70,14 @@ def differences(
 )->tuple: # (of settings and result, of sources): lists of texts, both empty where it would be made the same again
     "What tells a result from the one that would be made now."
     record, now = records.get(Path(path).name), json.loads(json.dumps(made))
-    if record is None: return [f"nothing beside it tells what made it"], []
+    if record is None: return ["nothing beside it tells what made it"], []
     if record['mark'] != file_mark(path): return ["it has been changed since it was made"], []
     before, after = record['settings'], now['settings']
     settings = [f"{k} was {before.get(k)!r}, now {after.get(k)!r}" for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
     before, after = record['sources'], now['sources']
     return settings, [f"{k} has changed" if k in before and k in after else f"{k} is another source" for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k) or after.get(k) is None]
 
-# %% ../nbs/45_files.ipynb #2cc3e166
+# %% ../nbs/45_files.ipynb #c2dd6f95
 _TEMPORARY = re.compile(r'\.[0-9a-f]{16}\.part(\..*)?')
 _swept = set()  # folders, once a process
 
@@ -120,6 +120,7 @@ def atomic_write(
 ):
     "Context manager that yields a temporary path and renames it to `path` on success; raises `OSError` naming `path` if writing fails, with the old file untouched."
     path, temporary = Path(path), None
+    new = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
@@ -134,6 +135,8 @@ def atomic_write(
     except OSError as error: raise OSError(f"could not write {path}: {error}; what was there before is untouched") from error
     finally:
         if temporary is not None: temporary.unlink(missing_ok=True)
+        for folder in new:
+            if not any(folder.iterdir() if folder.is_dir() else [True]): folder.rmdir()  # made for nothing
 
 # %% ../nbs/45_files.ipynb #3a498c92
 @contextmanager

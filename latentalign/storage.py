@@ -141,8 +141,8 @@ MODEL_FILES = ('config.json', 'model.safetensors')
 def _download(name):
     "The folder of a model fetched from the Hub; raises `ValueError` for what is meant to lie here, and saying what the Hub says if it fails."
     absent = f"no model {name!r}: there is no such folder here (in {Path.cwd()})"
-    first = name.split('/')[0]
-    if first == 'runs' or Path(first).is_dir(): raise ValueError(absent)
+    first, rest = name.split('/')
+    if first == 'runs' or (Path(first) / rest).exists() or any((p / MODEL_FILES[0]).is_file() for p in Path(first).glob('*')): raise ValueError(absent)
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except Exception as error:  # the errors of the Hub's client and of the network have no common kind
@@ -161,10 +161,10 @@ def locate(
     kind: str, # of model, among which a bundled name is looked for
 )->Path: # folder that holds MODEL_FILES
     "The folder of a saved model, downloaded from the Hub if need be; raises `ValueError` that lists what there is."
-    folder, bundled = Path(name), bundled_models(kind)
-    if not folder.is_dir() and str(name) in bundled: folder = BUNDLED / kind / str(name)
+    folder, bundled = Path(name).expanduser(), bundled_models(kind)
+    if str(name) in bundled and not any((folder / f).is_file() for f in MODEL_FILES): folder = BUNDLED / kind / str(name)  # a folder of results hides nothing
     if not folder.is_dir():
-        if str(name).count('/') != 1 or str(name).startswith(('.', '/')):
+        if str(name).count('/') != 1 or str(name).startswith(('.', '/', '~')):
             raise ValueError(f"no model {str(name)!r}: neither a folder, nor a Hub id (owner/name), nor bundled (bundled: {', '.join(bundled) or 'none'})")
         folder = _download(str(name))
     if missing := [f for f in MODEL_FILES if not (folder / f).is_file()]:
