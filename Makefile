@@ -54,7 +54,9 @@ test: $(READY)  ## run every notebook in nbs, then the tests in tests
 	$(BIN)/pytest tests || status=1; \
 	exit $$status
 
+# the notebooks are trusted first: JupyterLab keeps the sounds and tables of others from being shown
 lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter trust nbs/*.ipynb
 	$(BIN)/jupyter lab nbs
 
 export: $(READY)  ## write latentalign/*.py from the notebooks and clean the notebooks

@@ -2,6 +2,10 @@
 __version__ = "0.1.0"
 __all__ = ["Autoencoder", "Surprisal"]
 
+from .extras import name_extras
+
+name_extras()
+
 
 def __getattr__(name):
     "Import `Autoencoder` or `Surprisal`, and torch with it, only when it is asked for: `import latentalign` alone costs nothing."

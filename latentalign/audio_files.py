@@ -10,11 +10,11 @@ __all__ = ['CROP', 'SAMPLE_RATE', 'MIN_LEVEL_DB', 'SOLO', 'REMIX', 'REMIX_DB', '
 import math, os, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, soundfile, torch
+import numpy as np, torch
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
-from .audio import find_audio, read_audio, resample
+from .audio import _Downmix, find_audio, open_sound, read_audio, resample
 
 # %% ../nbs/60_audio_files.ipynb #6a85d600
 CROP = 32768          # samples of a training crop
@@ -33,20 +33,18 @@ def read_segment(
     sample_rate:int,  # Hz
     margin:int=2048,  # samples of the file decoded on both sides, for filter and decoder to settle
 )->ndarray:           # (samples,), float32, mono
-    "A mono segment of an audio file, decoding little more than the segment. Raises ValueError if it cannot be decoded."
-    try:
-        with soundfile.SoundFile(str(path)) as f:
-            common = math.gcd(f.samplerate, sample_rate)
-            up, down = sample_rate // common, f.samplerate // common
-            side = -(-margin // down)
-            first = max(0, start // up - side)                             # in blocks
-            last = min(-(-(start + samples) // up) + side, -(-f.frames // down))
-            want = max(0, min(last*down, f.frames) - first*down)
-            if want: f.seek(first*down)
-            x, rate = f.read(want, dtype="float32", always_2d=True).mean(1), f.samplerate
-    except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e}") from e
-    if len(x) < want - rate//10: raise ValueError(f"cannot read {path}: it ends before the length its header gives")
-    if not np.isfinite(x).all(): raise ValueError(f"{path} holds NaN or infinite samples")
+    "A mono segment of an audio file, decoding little more than the segment. Raises ValueError if it cannot be decoded, ends early, or its channels cancel."
+    mix = _Downmix(path)
+    with open_sound(path) as sound:
+        rate = sound.sample_rate
+        common = math.gcd(rate, sample_rate)
+        up, down = sample_rate // common, rate // common
+        side = -(-margin // down)
+        first = max(0, start // up - side)                             # in blocks
+        last = min(-(-(start + samples) // up) + side, -(-sound.samples // down))
+        want = max(0, min(last*down, sound.samples) - first*down)
+        x = mix.add(sound.cut(first*down, want)) if want else np.zeros(0, np.float32)
+    mix.check()
     y = resample(x, rate, sample_rate)[start - first*up:][:samples] if len(x) else x
     return np.pad(y, (0, samples - len(y)))
 
@@ -62,14 +60,11 @@ def held_out(
 
 # %% ../nbs/60_audio_files.ipynb #45d15b92
 def length(
-    path:str|Path,    # audio file, of which only the header is read
+    path:str|Path,    # audio file, of which nothing is decoded
     sample_rate:int,  # Hz
 )->int:               # samples at that rate
     "Length of an audio file. Raises ValueError if it cannot be opened or is empty."
-    try: info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError) as e: raise ValueError(f"cannot read {path}: {e}") from e
-    if info.frames == 0: raise ValueError(f"{path} is empty")
-    return max(1, info.frames*sample_rate // info.samplerate)
+    with open_sound(path) as sound: return max(1, sound.samples*sample_rate // sound.sample_rate)
 
 # %% ../nbs/60_audio_files.ipynb #ddc6173f
 def level_db(

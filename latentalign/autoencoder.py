@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLOSED_FORMS', 'TRAINING_ONLY', 'encode_windows', 'decode_windows', 'check_latents', 'check_whole', 'fit_length',
-           'Codec', 'code_config', 'fit_code', 'Autoencoder', 'fingerprint', 'goes_by']
+           'rate_or_own', 'check_axes', 'check_precision', 'check_result', 'Codec', 'code_config', 'fit_code',
+           'Autoencoder', 'fingerprint', 'goes_by']
 
 # %% ../nbs/54_autoencoder.ipynb #de3e7240
 import copy
@@ -17,7 +18,7 @@ from itertools import islice
 import torch
 from torch.nn.functional import pad
 
-from .audio import check_wave, resample
+from .audio import check_rate, check_wave, resample
 from .blocks import kept_memory
 from .closed_forms import CodeConfig, code_for, fit_projection, griffin_lim, imdct, measure, unit
 from .consistency import decode_steps
@@ -172,6 +173,42 @@ def _as_given(result, given):
     "numpy in, numpy out; a tensor returns to the device it came from."
     return result.to(given.device) if torch.is_tensor(given) else result.cpu().numpy()
 
+# %% ../nbs/54_autoencoder.ipynb #6d2e5a2d
+def rate_or_own(
+    model,        # with `sample_rate`
+    sample_rate,  # of a wave, Hz; None: the model's, with a warning
+)->float: # Hz
+    "The sample rate that a wave is taken to have; raises `ValueError` if it is none."
+    if sample_rate is None: warnings.warn(f"no sample_rate was given: the wave is taken to be at {model.sample_rate} Hz, the model's own rate; say sample_rate=… if it is another", stacklevel=4)
+    else: check_rate(sample_rate)
+    return model.sample_rate if sample_rate is None else sample_rate
+
+
+def check_axes(
+    wave: torch.Tensor, # (..., samples)
+    least: float,       # samples that are needed
+)->None:
+    "Raise `ValueError` for a wave whose last two axes are in the wrong order."
+    if wave.ndim > 1 and wave.shape[-1] < least <= wave.shape[-2]:
+        raise ValueError(f"a wave is (…, samples), got shape {tuple(wave.shape)}, which looks like (samples, channels): give its transpose, wave.T")
+
+
+def check_precision(
+    model: torch.nn.Module, # any
+)->None:
+    "Raise `ValueError` for weights that are not float32."
+    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise ValueError(f"the weights are {', '.join(map(str, other))}, and this model computes in float32: call .float() on it; "
+                         "for speed on a GPU use `with torch.autocast('cuda', torch.bfloat16):` around the call")
+
+
+def check_result(
+    result: torch.Tensor, # any
+)->torch.Tensor: # the same
+    "Raise `ValueError` for a result that is not finite."
+    if not all(map(torch.isfinite, result.aminmax())): raise ValueError("the result is not finite: the input is too large, or the weights are broken")
+    return result
+
 # %% ../nbs/54_autoencoder.ipynb #beb21497
 class Codec(AutoencoderNetwork):
     "Encoding and decoding of sound of any length, with any leading dimensions (batch, channels, both or none)."
@@ -179,21 +216,24 @@ class Codec(AutoencoderNetwork):
     @torch.no_grad()
     @kept_memory()
     def _encode(self, network, wave, sample_rate, batch_size):
-        x = resample(check_wave(wave), self.sample_rate if sample_rate is None else sample_rate, self.sample_rate)
-        out = encode_windows(self, network, x.reshape(-1, x.shape[-1]), batch_size)
+        check_precision(self)
+        x, rate = check_wave(wave), rate_or_own(self, sample_rate)
+        check_axes(x, self.frame_length * rate / self.sample_rate)
+        x = resample(x, rate, self.sample_rate)
+        out = check_result(encode_windows(self, network, x.reshape(-1, x.shape[-1]), batch_size))
         return _as_given(out.reshape(*x.shape[:-1], *out.shape[1:]), wave)
 
     def encode(self,
         wave,                       # (..., samples), numpy or torch, floating point, full scale ±1
-        sample_rate: float = None,  # of the wave, Hz; None: the model's
+        sample_rate: float = None,  # of the wave, Hz; None: the model's, with a warning
         batch_size: int = 1,        # windows computed together: speed against memory; the result to rounding (5e-7)
     ): # (..., latent_channels, frames), unit deviation over held-out sound of its training, of the wave's kind
-        "Sound → latents; raises `ValueError` for waves that are empty, not finite, of integers or too short."
+        "Sound → latents; raises `ValueError` for waves that are empty, not finite, of integers, too short or (samples, channels)."
         return self._encode(lambda x: self.latents(x) / self.latent_std, wave, sample_rate, batch_size)
 
     def features(self,
         wave,                       # as for `encode`
-        sample_rate: float = None,  # of the wave, Hz; None: the model's
+        sample_rate: float = None,  # of the wave, Hz; None: the model's, with a warning
         batch_size: int = 1,        # windows computed together: speed against memory; the result to rounding (5e-7)
     ): # (..., channels · rows, frames) or, with a code, (..., width, frames), of the wave's kind
         "Sound → what the encoder knows before its bottleneck; raises `ValueError` as `encode` does."
@@ -221,12 +261,13 @@ class Codec(AutoencoderNetwork):
         phases: int = 16,           # of a model with a code: iterations that look for phases
     ): # (..., samples), of the latents' kind
         "Latents → sound; raises `ValueError` for latents of another width, NaN, fewer than 1 step, a seed below 0."
+        check_precision(self)
         check_whole('steps', steps); check_whole('seed', seed); check_whole('phases', phases)
         if phases < 0 or steps < 1: raise ValueError(f"steps must be 1 or above and phases 0 or above, got {steps} and {phases}")
         x, rate = check_latents(z, self.config.latent_channels), self.sample_rate if sample_rate is None else sample_rate
         out = decode_windows(self, x.reshape(-1, *x.shape[-2:]) * self.latent_std.to(x.device), self._steps(steps, texture), seed, batch_size, phases)
         if self.config.window is not None: out = out[..., self.config.transform.overlap:out.shape[-1] - self.config.transform.overlap]
-        out = fit_length(resample(out, self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
+        out = fit_length(resample(check_result(out), self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
 
 # %% ../nbs/54_autoencoder.ipynb #c0de1004

@@ -546,7 +546,7 @@ def read_npz(
 )->tuple:  # (Stimulus, Recording)
     "Read what `write_npz` has written. Raises ValueError if it is another file, or damaged."
     if not Path(path).is_file(): raise ValueError(f"no such file: {path}")
-    with reading(path, "it was not written by write_npz, or is damaged"):
+    with reading(path, "was not written by write_npz, or is damaged"):
         with np.load(path) as file: arrays = dict(file)
         missing = [name for name in ("sample_rates", "eeg/0", "channels", "name") if name not in arrays]
         if missing: raise ValueError(f"{path} was not written by write_npz: no {missing[0]}")
@@ -593,7 +593,7 @@ def read_bids(
     "One participant of a BIDS-EEG data set. Warns of what is left out. Raises ValueError if mne-bids is missing, or the file or its events are not there or cannot be."
     try: from mne_bids import BIDSPath, read_raw_bids
     except ImportError as e: raise ValueError("reading BIDS needs mne-bids: pip install 'latentalign[bids]'") from e
-    with reading(f"EEG of subject {subject!r}, task {task!r} in {root}"):
+    with reading(root, f"holds no EEG of subject {subject!r}, task {task!r} that can be read"):
         path = BIDSPath(root=root, subject=subject, task=task, session=session, run=run, acquisition=acquisition, datatype="eeg", suffix="eeg")
         raw = read_raw_bids(path, verbose="error")
         table, bad, channels = path.find_matching_sidecar(suffix="events", extension=".tsv", on_error="raise"), raw.info["bads"], raw.copy().pick("eeg").ch_names

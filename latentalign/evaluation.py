@@ -16,6 +16,7 @@ import torch
 
 from .alignment import snr_to_time
 from .audio_files import MIN_LEVEL_DB
+from .autoencoder import Codec
 from .linearity import level
 from .metrics import mss_error, si_sdr_score, snr_score
 from .protocols import GAINS
@@ -31,6 +32,13 @@ class Coded:
         self.model, self.stems, self.mixture = model, stems, sum(stems.values())
 
     @torch.no_grad()
+    def encode(self,
+        wave, # (clips, samples), at the model's rate
+    )->torch.Tensor: # (clips, channels, frames)
+        "Sound → latents."
+        return self.model.encode(wave, self.model.sample_rate) if isinstance(self.model, Codec) else self.model.encode(wave)
+
+    @torch.no_grad()
     def decode(self,
         z, # (clips, channels, frames)
     )->torch.Tensor: # (clips, samples), as long as the clips
@@ -40,12 +48,12 @@ class Coded:
     @cached_property
     def z(self)->torch.Tensor: # (clips, channels, frames)
         "Latents of the mixtures."
-        return torch.no_grad()(self.model.encode)(self.mixture)
+        return self.encode(self.mixture)
 
     @cached_property
     def stem_z(self)->dict: # {name: (clips, channels, frames)}
         "Latents of the stems."
-        return {name: torch.no_grad()(self.model.encode)(wave) for name, wave in self.stems.items()}
+        return {name: self.encode(wave) for name, wave in self.stems.items()}
 
     @cached_property
     def sound(self)->torch.Tensor: # (clips, samples)
@@ -86,7 +94,7 @@ def encoder_homogeneity(
     gains: torch.Tensor,  # (clips,), not 0
 )->torch.Tensor: # (clips,), relative error, lower is better
     "How far the latent of the scaled mixture is from the scaled latent."
-    return relative_error(coded.model.encode(per_clip(gains, coded.mixture)), per_clip(gains, coded.z))
+    return relative_error(coded.encode(per_clip(gains, coded.mixture)), per_clip(gains, coded.z))
 
 
 def decoder_homogeneity(
@@ -118,7 +126,7 @@ def separate(
 )->tuple: # estimate and autoencoded stem, (clips, samples) each
     "A stem by subtraction of latents, and what it is held against; raises `ValueError` if there is no such stem."
     if name not in coded.stems: raise ValueError(f"no stem {name!r}; there are {', '.join(coded.stems)}")
-    rest = coded.model.encode(coded.mixture - coded.stems[name])
+    rest = coded.encode(coded.mixture - coded.stems[name])
     return coded.decode(coded.z - rest), coded.decode(coded.stem_z[name])
 
 

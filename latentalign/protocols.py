@@ -105,7 +105,7 @@ class Adapted:
 
     def encode(self, wave): # (clips, samples) → (clips, channels, frames)
         "Sound → latents."
-        return self.model.encode(wave, batch_size=self.batch_size)
+        return self.model.encode(wave, self.model.sample_rate, self.batch_size)
 
     def decode(self, z, length): # (clips, channels, frames) → (clips, length)
         "Latents → sound."

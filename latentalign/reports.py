@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNITS', 'SCORES', 'FIGURE_SETS', 'REPORT_VERSION', 'unit_of', 'summarise', 'batches', 'pitch_retention',
            'audible_visqol', 'sound_scores', 'set_distances', 'check_clips', 'Findings', 'picture',
-           'separation_example', 'measure_set', 'evaluate', 'report_path', 'write_report', 'read_report']
+           'separation_example', 'measure_set', 'report_settings', 'evaluate', 'report_path', 'write_report',
+           'read_report', 'report_differences']
 
 # %% ../nbs/75_reports.ipynb #b6df4986
 import json
@@ -24,7 +25,7 @@ from .evaluation import Coded, clip_gains, effective_rank, latent_spectrum, line
 from .metrics import envelope_error, log_mel, mss_error, si_sdr_score, snr_score
 from .protocols import PROTOCOLS, Protocol, under_protocol
 from .storage import atomic_write
-from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
+from .test_sets import Clip, ClipSet, data_marks, level_per_clip, open_test_set
 from .training import environment
 
 # %% ../nbs/75_reports.ipynb #5f1738e8
@@ -132,15 +133,23 @@ def check_clips(
     clips: ClipSet,     # a test set
     protocol: Protocol, # scores, embeddings, halves or not
     sample_rate: int,   # of the clips, Hz
-)->None:
-    "Read all clips; raises `ValueError` if one cannot be measured, and if they are too few or too short for what is asked of reconstructions."
-    count = clips.count // 2 if protocol.halves else clips.count
-    if protocol.embeddings and count < MIN_CLIPS:
-        raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
-    for clip in tqdm(clips, total=clips.count, desc=f'{clips.name}, reading', unit='clip', mininterval=1, leave=False):
+)->tuple: # the clips that can be measured, and of the others {'clip': name or number, 'why': text} each
+    "Read all clips and leave out what cannot be used; raises `ValueError` if too few are left, or are too short, for what is asked of reconstructions."
+    def enough(count):
+        count = count // 2 if protocol.halves else count
+        if protocol.embeddings and count < MIN_CLIPS: raise ValueError(f"too few clips in {clips.name}: FAD and KAD need {MIN_CLIPS} on each side, here are {count}; take more, or ask for none (embeddings=[])")
+    enough(clips.count)
+    good, out = [], []
+    for i in tqdm(range(clips.count), desc=f'{clips.name}, reading', unit='clip', mininterval=1, leave=False):
+        try: clip = clips.load(i)
+        except ValueError as error: out.append({'clip': f'clip {i}', 'why': str(error)}); continue
+        good.append(i)
         seconds = len(next(iter(clip.stems.values()))) / sample_rate
         if 'visqol' in protocol.scores and seconds < 1:
             raise ValueError(f"{clip.name} lasts {seconds:.2f} s, and ViSQOL judges a second or more; take longer clips, or leave 'visqol' out of the scores")
+    if not good: raise ValueError(f"no clip of {clips.name} can be measured: {out[0]['why']}" if out else f"{clips.name} has no clips")
+    enough(len(good))
+    return replace(clips, load=lambda k: clips.load(good[k]), count=len(good)), out
 
 # %% ../nbs/75_reports.ipynb #01b9221a
 FIGURE_SETS = ('linearity', 'latent', 'noise')
@@ -243,6 +252,15 @@ def measure_set(
     return report | {'seconds': time.perf_counter() - start}
 
 
+def report_settings(
+    protocol: Protocol, # settings
+    figures: tuple,     # which sets of figures
+    seed: int,          # of what is drawn
+)->dict: # plain values
+    "The settings as a report keeps them."
+    return asdict(protocol) | {'embeddings': [e.partition('=')[0] for e in protocol.embeddings], 'snrs': [f'{snr:g}' for snr in protocol.snrs], 'figures': figures, 'seed': seed}
+
+
 def evaluate(
     model,              # encode, decode, sample_rate
     data: list,         # names of test sets, for `open_test_set`
@@ -251,17 +269,18 @@ def evaluate(
     seed: int = 0,      # of what is drawn: clips, gains, noise, bootstrap
     about: dict = {},   # what to keep about the model: its name, ...
 )->dict: # a report: plain values, ready for JSON
-    "Measure a model on some test sets; raises `ValueError` for unknown sets and figures before any work, and for clips that cannot be measured."
+    "Measure a model on some test sets; raises `ValueError` for unknown sets and figures before any work, and if no clip can be measured; one that cannot is left out, and named in the report."
     if unknown := set(figures) - set(FIGURE_SETS): raise ValueError(f"unknown figures {', '.join(sorted(unknown))}; known: {', '.join(FIGURE_SETS)}")
     adapted = under_protocol(model, protocol)
     opened = [open_test_set(name, model.sample_rate, protocol.clips, protocol.seconds, seed) for name in data]
     if len({clips.name for clips in opened}) < len(opened): raise ValueError(f"two test sets have the same name: {', '.join(clips.name for clips in opened)}")
     start, asked = time.perf_counter(), protocol if 'noise' in figures else replace(protocol, scores=(), embeddings=())
-    for clips in opened: check_clips(clips, asked, model.sample_rate)
-    sets = {clips.name: measure_set(adapted, clips, protocol, figures, seed) for clips in opened}
-    settings = asdict(protocol) | {'embeddings': [e.partition('=')[0] for e in protocol.embeddings], 'snrs': [f'{snr:g}' for snr in protocol.snrs], 'figures': figures, 'seed': seed}
+    opened = [check_clips(clips, asked, model.sample_rate) for clips in opened]
+    sets = {clips.name: measure_set(adapted, clips, protocol, figures, seed) | ({'left_out': out} if out else {}) for clips, out in opened}
+    settings, marks = report_settings(protocol, figures, seed), data_marks(data)
+    from latentalign.training import environment
     report = {'version': REPORT_VERSION, 'model': about, 'sample_rate': model.sample_rate, 'settings': settings, 'environment': environment(),
-              'seconds': time.perf_counter() - start, 'sets': sets}
+              'seconds': time.perf_counter() - start, 'sources': marks, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
 # %% ../nbs/75_reports.ipynb #5452962a
@@ -270,8 +289,8 @@ def report_path(
     out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or runs/evaluated-NAME
 )->Path: # where the report goes
     "Where the report of a model is kept."
-    if out.endswith('.json'): return Path(out)
-    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / f"evaluated-{checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')}"
+    if out.endswith('.json'): return Path(out).expanduser()
+    folder = Path(out).expanduser() if out else Path(checkpoint).expanduser() if (Path(checkpoint).expanduser() / 'config.json').is_file() else Path('runs') / f"evaluated-{checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')}"
     return folder / 'evaluation.json'
 
 
@@ -281,7 +300,7 @@ def write_report(
 )->Path: # the file
     "Write a report, whole or not at all; raises `OSError` if that fails."
     text = json.dumps(report, allow_nan=False, ensure_ascii=False)
-    with atomic_write(path) as part: part.write_text(text + '\n')
+    with atomic_write(path) as part: part.write_text(text + '\n', encoding='utf-8')
     return Path(path)
 
 
@@ -294,3 +313,20 @@ def read_report(
     if not isinstance(report, dict) or not {'version', 'sets', 'settings'} <= report.keys(): raise ValueError(f"{path} is no report of an evaluation")
     if report['version'] > REPORT_VERSION: raise ValueError(f"{path} was written by a newer latentalign: its version is {report['version']}, known up to {REPORT_VERSION}")
     return report
+
+
+def report_differences(
+    report: dict,       # that is there
+    mark: str,          # fingerprint of the model that would be measured
+    data: list,         # names of test sets
+    protocol: Protocol, # settings
+    figures: tuple,     # which sets of figures
+    seed: int,          # of what is drawn
+)->tuple: # of settings, of sources: lists of texts, both empty where the report would be the same
+    "What tells a report from the one that would be made now."
+    before = {'model': report['model'].get('fingerprint'), 'sets': sorted(report['sets']), **report['settings']}
+    names = [name if name in report['sets'] else name.partition(':')[0] if name.partition(':')[0] in report['sets'] else Path(name).name for name in data]
+    now = json.loads(json.dumps({'model': mark, 'sets': sorted(names), **report_settings(protocol, figures, seed)}))
+    marks, kept = data_marks(data), report.get('sources', {})
+    settings = [f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    return settings, [f"{name} has changed" if name in kept else f"nothing tells what was in {name}" for name in marks if marks[name] != kept.get(name)]

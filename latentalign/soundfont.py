@@ -116,7 +116,7 @@ def in_tune(
 )->tuple:         # the bytes of the file in tune; the CRC of those it has
     "A SoundFont in tune. Raises ValueError, naming the file, if it is none."
     data = path.read_bytes()
-    with reading(path, "this is no SoundFont, or it is damaged"): return fold_tuning(data), zlib.crc32(data)
+    with reading(path, "is no SoundFont, or is damaged"): return fold_tuning(data), zlib.crc32(data)
 
 # %% ../nbs/61_soundfont.ipynb #d42446b6
 @lru_cache(maxsize=8)

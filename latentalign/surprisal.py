@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOISINGS', 'FAR', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 'by_flow', 'MonteCarlo', 'frame_nll',
-           'open_autoencoder', 'SurprisalModel', 'check_scale', 'level_db', 'to_level', 'LatentSurprisal', 'Surprisal',
+           'open_autoencoder', 'SurprisalModel', 'check_scale', 'to_level', 'LatentSurprisal', 'Surprisal',
            'read_published', 'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
 # %% ../nbs/82_surprisal.ipynb #93e65ee7
@@ -21,7 +21,8 @@ import torch
 from torch.nn.functional import pad
 
 from .audio import check_wave, resample
-from .autoencoder import Autoencoder, check_latents, fingerprint, goes_by
+from .audio_files import level_db
+from .autoencoder import Autoencoder, check_axes, check_latents, check_precision, check_result, fingerprint, goes_by, rate_or_own
 from .flow import check_noise_levels, expected_mix, sampled_mix
 from .hearing import SILENCES, pool_latents, sound_frames
 from .likelihood import EXACT, Likelihood, LikelihoodConfig, frame_probes, path_nll, rescale_nll, to_bits, transport
@@ -146,21 +147,13 @@ class SurprisalModel(SavedModel):
 # %% ../nbs/82_surprisal.ipynb #19a4a640
 def check_scale(
     frames: torch.Tensor, # (frames, channels), divided by the scale of the training
+    what: str = 'these latents are of another scale',  # what it means
+    help: str = 'give them as `encode` returns them', # what to do
 )->None:
     "Raise `ValueError` if frames are not finite, or their deviation is more than five times larger or smaller than in training."
     deviation = float(frames.square().mean().sqrt())
     if not math.isfinite(deviation): raise ValueError("these latents are not finite, or too large for numbers: is the sound far beyond full scale, or are the weights damaged?")
-    if not .2 <= deviation <= 5:
-        raise ValueError(f"these latents are of another scale: their deviation is {deviation:.3g} times that of the training; give latents as `encode` returns them, "
-                         "and sound at the level of the training (level='training')")
-
-
-def level_db(
-    wave: torch.Tensor, # any shape, full scale ±1
-)->float: # dB of full scale; −∞: silence
-    "Root mean square of a sound."
-    power = float(wave.double().square().mean())
-    return 10 * math.log10(power) if power else -math.inf
+    if not .2 <= deviation <= 5: raise ValueError(f"{what}: their deviation is {deviation:.3g} times that of the training; {help}")
 
 
 FAR = 10.  # dB from the level of the training, around which its pieces lie within 6 dB
@@ -175,8 +168,8 @@ def to_level(
     if level == 'training' and training is None: raise ValueError("this model does not say at which level it was trained: give level= in dB of full scale")
     wanted = training if level == 'training' else level
     if wanted is not None and (isinstance(wanted, (bool, str)) or not isinstance(wanted, numbers.Real) or not -150 <= wanted <= 30): raise ValueError(f"level must be from -150 to 30 dB of full scale, 'training' or None, got {level!r}")
-    if wanted is not None: wave = wave * 10 ** ((wanted - level_db(wave)) / 20)
-    if training is not None and abs(away := level_db(wave) - training) > FAR:
+    if wanted is not None: wave = wave * 10 ** ((wanted - level_db(wave.numpy())) / 20)
+    if training is not None and abs(away := level_db(wave.numpy()) - training) > FAR:
         warnings.warn(f"the sound is {abs(away):.0f} dB {'louder' if away > 0 else 'quieter'} than that of the training, and its curve another: level='training' brings it there", stacklevel=3)
     return wave
 
@@ -204,11 +197,12 @@ class LatentSurprisal(SurprisalModel):
         noising, likelihood, bits, # as for `forward`
     )->torch.Tensor: # (levels, frames), NaN first
         "IC of some frames in the unit that latents have outside."
+        check_precision(self.sequence)
         way = preset(noising, NOISINGS) if isinstance(noising, str) else noising
         nll = torch.stack([frame_nll(self.sequence, frames, s, way, likelihood).nll for s in levels])
         if not torch.isfinite(nll).all(): raise ValueError("the information content is not finite: are the model's weights damaged?")
         ic = rescale_nll(nll, self.config.scale, frames.shape[1])
-        return pad(to_bits(ic) if bits else ic, (1, 0), value=torch.nan).cpu()
+        return pad(check_result(to_bits(ic) if bits else ic), (1, 0), value=torch.nan).cpu()
 
     def of_latents(self,
         z,                         # (..., channels, latents), numpy or torch, scaled as the autoencoder's `encode` returns them
@@ -231,18 +225,20 @@ class Surprisal(LatentSurprisal):
 
     def forward(self,
         wave,                      # (..., samples), numpy or torch, floating point, full scale ±1
-        sample_rate: float = None, # Hz; None: the autoencoder's
+        sample_rate: float = None, # Hz; None: the autoencoder's, with a warning
         noise_levels=(0.,),        # numbers in [0, 1): 0 = clean
         noising='expectation',     # one of NOISINGS, or a function like them
         silence: str = 'music',    # what is cut at both ends, one of SILENCES
         likelihood: LikelihoodConfig = LikelihoodConfig(), # effort; EXACT has no probe noise
         bits: bool = False,        # bits instead of nats
-        level=None,                # that the sound is brought to: dB of full scale, or 'training'; None: as it is
+        level=None,                # RMS that what is heard between the silences is brought to: dB of full scale, or 'training'; None: as it is
     ): # (..., levels, frames), of the wave's kind; NaN for the first frame and for silence at both ends
         "IC of sound, channel by channel; raises `ValueError` for waves that cannot be encoded or are shorter than two frames, latents of another scale, and noise levels outside [0, 1); warns of sound far from the training's level."
         if self.autoencoder is None: raise ValueError("this surprisal model has no autoencoder yet: give it one with `attach`")
         levels, span, rate = check_noise_levels(noise_levels), preset(silence, SILENCES), self.autoencoder.sample_rate
-        x = resample(check_wave(wave), rate if sample_rate is None else sample_rate, rate).cpu()
+        x, given = check_wave(wave), rate_or_own(self.autoencoder, sample_rate)
+        check_axes(x, 2 * self.frame_samples * given / rate)
+        x = resample(x, given, rate).cpu()
         total = x.shape[-1] // self.frame_samples
         if total < 2: raise ValueError(f"{x.shape[-1]} samples are too short: two frames of {self.frame_samples} samples at {rate} Hz are needed")
         out = torch.full((x[..., 0].numel(), len(levels), total), torch.nan)
@@ -250,8 +246,9 @@ class Surprisal(LatentSurprisal):
             if (found := span(sound, rate)) is None: continue
             first = found[0] // self.frame_samples
             if found[1] - first * self.frame_samples < 2 * self.frame_samples: continue  # a click: nothing to predict
-            if not (part := sound[first * self.frame_samples:found[1]]).any(): continue
-            check_scale(frames := self.frames(to_level(part, level, self.config.level)))
+            if not (heard := sound[first * self.frame_samples:found[1]]).any(): continue
+            frames = self.frames(to_level(heard, level, self.config.level))
+            check_scale(frames, f"the latents of this sound, which plays at {level_db(heard.numpy()):.0f} dB, are of another scale", "level=… brings it to another level, level='training' to that of the training")
             ic = self.score(frames, levels, noising, likelihood, bits)
             item[:, first:first + ic.shape[1]] = ic
         out = out.reshape(*x.shape[:-1], len(levels), total)

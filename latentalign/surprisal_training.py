@@ -19,16 +19,18 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from .audio_files import level_db
 from .autoencoder import Autoencoder, fingerprint
 from .datasets import open_source
 from .flow import draw_levels, flow_loss, mix
 from .hearing import sound_frames
 from .likelihood import LikelihoodConfig
 from .network import preset
+from .options import check_kinds
 from .scores import RenderedScores
 from .sequence import LEAST_VARIANCE, SEQUENCE_PRESETS, SequenceConfig, SequenceModel
 from .storage import atomic_write, load_weights, save_weights, seeded
-from .surprisal import Surprisal, SurprisalConfig, frame_nll, level_db, open_autoencoder
+from .surprisal import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
 from .training import RunState, TrainConfig, fit, uses_gpu
 
 # %% ../nbs/84_surprisal_training.ipynb #41a2a153
@@ -108,7 +110,7 @@ def source_level(
     pieces: int = 32, # that count, the first ones
 ): # dB of full scale (RMS over all of them), or None: all silent
     "The level of a source of pieces."
-    level = level_db(torch.cat([sound(r) for r in range(pieces)]))
+    level = level_db(torch.cat([sound(r) for r in range(pieces)]).numpy())
     return level if math.isfinite(level) else None
 
 # %% ../nbs/84_surprisal_training.ipynb #109a4862
@@ -174,10 +176,12 @@ class SurprisalOptions:
     resume: bool = True       # go on with what is in `out`, if there is something; False: start over
     out: str = ''             # run folder; '': runs/surprisal-NAME, after the autoencoder
 
+    def __post_init__(self): check_kinds(self)
+
     @property
     def folder(self)->Path: # run folder
         "Where the run is kept."
-        return Path(self.out or f"runs/surprisal-{Path(self.autoencoder.replace(':', '-')).name}")
+        return Path(self.out or f"runs/surprisal-{Path(self.autoencoder.replace(':', '-')).name}").expanduser()
 
     def recipe(self)->SurprisalRecipe: # with everything decided
         "The recipe that the options stand for."

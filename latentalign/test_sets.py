@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['level_per_clip', 'check_stems', 'Clip', 'ClipSet', 'rendered_set', 'melody_set', 'check_files', 'read_stems',
-           'track_set', 'open_test_set']
+           'track_set', 'open_test_set', 'data_marks']
 
 # %% ../nbs/65_test_sets.ipynb #ee73b12f
 import math
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
-from .audio import check_wave, find_audio, read_audio
+from .audio import check_wave, find_audio, open_sound, read_audio
 from .audio_files import MIN_LEVEL_DB, crop_at, level_db
 from .datasets import LAYOUTS, layout_items, stem_tracks
+from .files import folder_mark
 from .scores import RenderedScores
 
 # %% ../nbs/65_test_sets.ipynb #a8b6ae8c
@@ -113,8 +113,11 @@ def check_files(
 )->None:
     "Raise `ValueError` if files of a track cannot be read or differ in length or sample rate; a single file is not looked at."
     if len(paths) < 2: return
-    try: sizes = {Path(p).name: (soundfile.info(str(p)).frames, soundfile.info(str(p)).samplerate) for p in paths}
-    except (soundfile.SoundFileError, OSError) as error: raise ValueError(f"{name}: {error}") from error
+    sizes = {}
+    for p in paths:
+        try:
+            with open_sound(p) as sound: sizes[Path(p).name] = (sound.samples, sound.sample_rate)
+        except ValueError as error: raise ValueError(f"{name}: {error}") from error
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the files of {name} do not fit together: " + ', '.join(f"{file} has {frames} samples at {rate} Hz" for file, (frames, rate) in sizes.items()))
 
@@ -142,14 +145,14 @@ def track_set(
     seconds: float,     # of each; 0: the whole track, once
     seed: int,          # of the places
 )->ClipSet: # in stems where the first track has several
-    "Clips of tracks on the disk; raises `ValueError` if the files of one differ in length or rate, and loading one if its stems do not add up."
+    "Clips of tracks on the disk; loading one raises `ValueError` if its files cannot be read, differ in length or rate, or do not add up."
     samples, count = round(seconds * sample_rate), clips or len(tracks)
     if not samples: count = min(count, len(tracks))
     chosen = [tracks[k * len(tracks) // count] for k in range(count)] if count <= len(tracks) else [tracks[k % len(tracks)] for k in range(count)]
     chosen = [(track, paths | ({} if mixture is None else {'mixture': (mixture,)})) for track, paths, mixture in chosen]
-    for track, paths in chosen: check_files(track, [f for files in paths.values() for f in files])
     def load(i):
         track, paths = chosen[i]
+        check_files(track, [f for files in paths.values() for f in files])
         waves = read_stems(paths, samples, sample_rate, np.random.default_rng((seed, i)))
         whole = waves.pop('mixture', None)
         if not any(v.any() for v in waves.values()): raise ValueError(f"{track}: nothing but silence")
@@ -178,3 +181,11 @@ def open_test_set(
     elif data and Path(data).expanduser().is_dir(): name, files = Path(data).name, find_audio(data)
     else: raise ValueError(f"unknown test set {data!r}: no such folder; known: scores, melodies, FOLDER, {', '.join(f'{n}:FOLDER' for n in LAYOUTS)}")
     return track_set(name, [(Path(f).stem, {'sound': (f,)}, None) for f in files], sample_rate, clips, seconds, seed)
+
+
+def data_marks(
+    names: list, # of test sets, as for `open_test_set`
+)->dict: # name → size and hash of all its sound; endless sets, which are always the same, are left out
+    "Tell the contents of test sets apart."
+    folders = {name: Path(root if sign and not Path(name).expanduser().is_dir() else name).expanduser() for name in names for _, sign, root in [name.partition(':')]}
+    return {name: folder_mark(folder, find_audio(folder)) for name, folder in folders.items() if folder.is_dir()}

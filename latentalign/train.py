@@ -30,6 +30,7 @@ from .linearity import LinearityConfig, additivity_penalty, linear_paths
 from .magnitude import magnitude_error, magnitude_loss, mel_loss
 from .metrics import mel_filters, mss_error
 from .network import LEAST_LEVEL, PRESETS, AutoencoderConfig, preset
+from .options import check_kinds
 from .storage import atomic_write, change_config, seeded
 from .texture import take_out
 from .training import RunState, TrainConfig, choose_precision, fit, learning_rate, uses_gpu
@@ -277,10 +278,12 @@ class RunOptions:
     resume: bool = True       # go on with what is in `out`, if there is something; False: start over
     out: str = ''             # run folder; '': runs/VARIANT
 
+    def __post_init__(self): check_kinds(self)
+
     @property
     def folder(self)->Path: # run folder
         "Where the run is kept."
-        return Path(self.out or f'runs/{self.variant}')
+        return Path(self.out or f'runs/{self.variant}').expanduser()
 
     @property
     def on_gpu(self)->bool: # whether the run uses a GPU
@@ -364,7 +367,7 @@ def swap_latents(
     seed: int = 0,        # of the decoder's noise
 )->dict: # 'own' and 'other': (clips, samples); 'own_error' and 'other_error': (clips,), log-mel distance (MSS) to the original
     "Decode each clip from its own latent and from the next clip's, and compare both with the original."
-    z = model.encode(waves)
+    z = model.encode(waves, model.sample_rate)
     out = {name: model.decode(latent, length=waves.shape[-1], seed=seed) for name, latent in (('own', z), ('other', z.roll(-1, 0)))}
     return out | {f'{name}_error': mss_error(out[name], waves, model.sample_rate) for name in ('own', 'other')}
 
@@ -437,7 +440,7 @@ def write_examples(
     folder,               # where to
 )->None:
     "Write pairs of originals and reconstructions as WAV files."
-    sounds = model.decode(model.encode(waves), length=waves.shape[-1])
+    sounds = model.decode(model.encode(waves, model.sample_rate), length=waves.shape[-1])
     for i, pair in enumerate(zip(waves, sounds)):
         for name, wave in zip(('original', 'reconstruction'), pair): write_audio(Path(folder) / f'{i}-{name}.wav', wave, model.sample_rate)
 

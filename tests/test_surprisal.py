@@ -12,6 +12,7 @@ import torch
 
 from latentalign import Autoencoder, Surprisal
 from latentalign.audio import write_audio
+from latentalign.audio_files import level_db
 from latentalign.autoencoder import fingerprint
 from latentalign.command import main
 from latentalign.effects import paired_effect, phrase, repetition, wrong_note
@@ -22,7 +23,7 @@ from latentalign.public_weights import PUBLIC
 from latentalign.scores import RenderedScores
 from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
 from latentalign.storage import bundled_models, load_strictly
-from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll, level_db
+from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
 from latentalign.surprisal_training import LEAST_VARIANCE, SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, autoregression_nll, gaussian_nll, mixture_nll, train_surprisal
 
 
@@ -370,7 +371,7 @@ def test_bits_and_units(surprisal, autoencoder):
 @pytest.mark.parametrize('name', bundled_models('surprisal'))
 def test_a_quiet_copy_is_told_of_and_brought_to_the_level_of_the_training(name):
     model, wave = Surprisal.from_pretrained(name), tones(.8)
-    loud = wave * 10 ** ((model.config.level - level_db(wave)) / 20)
+    loud = wave * 10 ** ((model.config.level - level_db(np.asarray(wave))) / 20)
     right = model(loud)
     quiet = loud * 10 ** (-26 / 20)
     with warnings.catch_warnings(record=True, action='always') as told:
