@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 from .melodies import BASICS, Choices, Melody, corpus_melodies, file_name, find_melodies, melody_events, note_choices, read_melodies, read_melody, reading, view_melody, viewpoint, with_key
-from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, mixture, normalise, states
+from .ppm import END, LONG_TERM, PPM, SHORT_TERM, ContextTree, Listener, contexts, mixture, normalise
 
 # %% ../nbs/87_expectation.ipynb #a09cf784
 COMBINATIONS = ("geometric", "arithmetic", "bayesian", "ranked")
@@ -93,18 +93,17 @@ def view_predictions(
     learns:bool,       # go on learning
 )->tuple:              # {target: (notes, values) distributions, rows of NaN where undefined}; (notes,) order of the longest context used, NaN where undefined, -1 where nothing was heard
     "What a viewpoint predicts of each note before it comes."
-    found, orders, history = {target: [] for target in targets}, np.full(len(symbols), np.nan), []
+    found, orders, listener = {target: [] for target in targets}, np.full(len(symbols), np.nan), Listener(tree)
     if learns: tree.begin()
     for i, symbol in enumerate(symbols):
         if choices[i] is not None:
-            path, selected = states(tree, history, ppm.order_bound)
+            path, selected, orders[i] = contexts(listener, ppm.order_bound, ppm.exclusion, ppm.update_exclusion)
             known, rest = mixture(ppm, path, selected, choices[i] if len(choices[i].parts) > 1 else choices[i].parts[0][2])
-            orders[i] = len(path) - 1
         for target, rows in found.items():
             rows.append(None if choices[i] is None or target == "ioi" and i == 0 else target_chances(known, rest, choices[i], target))
         if symbol is None: continue
-        history.append(symbol)
         if learns: tree.add(symbol)
+        listener.hear(symbol)
     if learns: tree.add(END)
     return {target: stack_notes(rows) for target, rows in found.items()}, orders
 

@@ -189,7 +189,7 @@ def test_forgetting_leaves_what_never_was():
     tree.rewind(start)
     for k in (1, 4): tree.recall(places[k])
     for k in range(6): tree.forget(places[k])
-    assert not tree.root.full and not tree.root.longer and not tree.root.news
+    assert not tree.full and not tree.news and not tree.pairs
 
 def test_a_constant_sequence_costs_no_square():
     "5000 equal symbols: contexts of all lengths, but no time or memory to notice."
