@@ -854,6 +854,7 @@ COMMANDS = {  # name → (module, one line); the module has a function add_NAME(
     'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
     'listen': ('command', "one page on which models are heard side by side"),
     'surprisal': ('command', "how surprising each tenth of a second of a sound is, one table each"),
+    'expect': ('expectation', "how surprising each note of a melody is to a symbolic model, one table"),
     'reproduce': ('reproduction', "every command of a reproduction of the papers with its time, printed or run"),
     'info': ('command', "what a model or a latent file is"),
 }
