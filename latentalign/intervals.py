@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['DRAWN_FROM', 'PARTS', 'MIN_UNITS', 'CERTAIN', 'piece_sums', 'student_quantile', 'standard_error', 'mean_interval',
-           'jackknife_interval', 'extrapolate', 'difference_p', 'student_p', 'starts_p', 'holm']
+           'left_out_interval', 'jackknife_interval', 'extrapolate', 'difference_p', 'student_p', 'starts_p', 'holm']
 
-# %% ../nbs/63_intervals.ipynb #2cdedf58
+# %% ../nbs/63_intervals.ipynb #c28040b1
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy import ndarray
 
-# %% ../nbs/63_intervals.ipynb #53fb6e05
+# %% ../nbs/63_intervals.ipynb #25d082c5
 def piece_sums(
     values,       # (n,), array, tensor or list of numbers
     pieces=None,  # (n,), what each value comes from, numbers or names; None: each from a piece of its own
@@ -27,7 +27,7 @@ def piece_sums(
     place = np.unique(np.asarray(pieces), return_inverse=True)[1]
     return np.bincount(place, x), np.bincount(place).astype(np.float64)
 
-# %% ../nbs/63_intervals.ipynb #bd8f0ac8
+# %% ../nbs/63_intervals.ipynb #454656aa
 DRAWN_FROM = 10  # units from which on they are drawn again; fewer: Student's t
 
 
@@ -51,7 +51,7 @@ def standard_error(
     mean = sums.sum(-1) / total
     return mean, np.sqrt(units / (units - 1) * np.square(sums - mean[..., None] * counts).sum(-1)) / total
 
-# %% ../nbs/63_intervals.ipynb #bb6490f9
+# %% ../nbs/63_intervals.ipynb #b6d9bfd4
 def mean_interval(
     values,             # (n,), numbers
     pieces=None,        # (n,), the piece of each; None: each of its own
@@ -73,7 +73,20 @@ def mean_interval(
         if np.isfinite(ends).all(): low, high = ends
     return float(mean - high * error), float(mean - low * error)
 
-# %% ../nbs/63_intervals.ipynb #08a606e5
+# %% ../nbs/63_intervals.ipynb #659dde21
+def left_out_interval(
+    whole: float,        # the statistic of all units
+    left,                # (units,), the statistic without each of them
+    level: float = .95,  # how often the interval is to hold the true value
+)->tuple: # (low, high)
+    "The interval of a statistic that is known without each unit; raises `ValueError` for fewer than 2 units, and for NaN."
+    left = np.asarray(left, dtype=np.float64)
+    if len(left) < 2: raise ValueError(f"too few for an interval: {len(left)} units")
+    if not np.isfinite([whole, *left]).all(): raise ValueError("the statistic is NaN or infinite where a unit is left out: look for units without a value")
+    half = student_quantile(len(left) - 1, level) * left.std() * np.sqrt(len(left) - 1)
+    return float(whole - half), float(whole + half)
+
+
 def jackknife_interval(
     units: Sequence,     # array or list with an entry for each unit
     statistic: Callable, # f(array or list of some of them) → float
@@ -81,15 +94,11 @@ def jackknife_interval(
 )->tuple: # (low, high)
     "The interval of any smooth statistic; raises `ValueError` for fewer than 2 units, and where the statistic is NaN."
     n = len(units)
-    if n < 2: raise ValueError(f"too few for an interval: {n} units")
     if isinstance(units, torch.Tensor): units = units.detach().cpu().numpy()
     less = lambda i: np.delete(units, i, 0) if isinstance(units, ndarray) else [*units[:i], *units[i + 1:]]
-    whole, left = float(statistic(units)), np.array([statistic(less(i)) for i in range(n)], dtype=np.float64)
-    if not np.isfinite([whole, *left]).all(): raise ValueError("the statistic is NaN or infinite where a unit is left out: look for units without a value")
-    half = student_quantile(n - 1, level) * left.std() * np.sqrt(n - 1)
-    return whole - float(half), whole + float(half)
+    return left_out_interval(float(statistic(units)), [statistic(less(i)) for i in range(n)], level)
 
-# %% ../nbs/63_intervals.ipynb #9fb3645e
+# %% ../nbs/63_intervals.ipynb #63c524c0
 PARTS = 10  # of the units; each is left out once, and each pair of them
 
 
@@ -108,7 +117,7 @@ def extrapolate(
     half = student_quantile(parts - 1, level) * limits.std() * np.sqrt(parts - 1)
     return float(limit), float(limit - half), float(limit + half)
 
-# %% ../nbs/63_intervals.ipynb #3c0ab69d
+# %% ../nbs/63_intervals.ipynb #3f11db2c
 MIN_UNITS = 5     # with fewer nothing is called certain
 CERTAIN = .05     # chance of any false mark in a table in which nothing is there
 
