@@ -396,7 +396,7 @@ def test_kad_of_pairs():
     q = lambda variance: (4/(4 + variance))**2.5                                    # the kernel's mean over differences of that variance, at h = 2
     want, own = 100*(q(4) + q(2) - 2*q(3)), [kernel_error(a + b, a, 2., paired=True) for a, b in drawn]
     assert abs(np.mean(own) - want) < 3*np.std(own)/20 < .3*want and np.mean([kernel_error(a + b, a, 2.) for a, b in drawn]) < 0
-    with pytest.raises(ValueError, match="9 rows cannot be paired with 8"): kernel_error(x, y[1:], paired=True)
+    with pytest.raises(ValueError, match="9 clips cannot be paired with 8"): kernel_error(x, y[1:], paired=True)
 
 def test_sets_that_cannot_be_compared():
     for f in (frechet_error, kernel_error):
