@@ -731,8 +731,6 @@ def add_evaluate(
         for name, found in report['sets'].items():
             for part, table in (('linearity', linearity_table), ('noise', noise_table)):
                 if part in found: print(f"{name}, {part}\n{table({options.checkpoint: report}, name)}\n")
-        for name, found in report['sets'].items():
-            for clip in found.get('left_out', []): say(f"  {name}: left out {clip['clip']}: {clip['why']}")
         say(f"{write_report(out, report)} written")
         return 0
     parser.add_argument('checkpoint', metavar='RUN', help=MODEL_HELP)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .audio import resample
+from .intervals import mean_interval
 from .scores import RenderedScores
 from .soundfont import Note, play
 from .surprisal import Surprisal
@@ -21,22 +22,22 @@ from .surprisal import Surprisal
 class Effect(NamedTuple):
     "A paired difference over melodies."
     mean: float  # nats per frame
-    low: float   # 2.5th percentile of the bootstrap means
-    high: float  # 97.5th percentile
+    low: float   # 95 % interval of the mean
+    high: float  # its other end
     size: float  # mean in units of the deviation over melodies
     count: int   # melodies
 
 
 def paired_effect(
     differences, # one per melody; NaN is left out
-    seed: int = 0, # of the resampling
+    seed: int = 0, # of the interval's draws
 )->Effect: # of their mean
     "Mean of paired differences with interval and effect size; raises `ValueError` for fewer than two."
     x = np.asarray(differences, dtype=float)
     x = x[np.isfinite(x)]
     if len(x) < 2: raise ValueError(f"an effect needs 2 differences or more, got {len(x)}")
-    means = np.random.default_rng(seed).choice(x, (10_000, len(x))).mean(1)
-    return Effect(x.mean(), *np.percentile(means, (2.5, 97.5)), x.mean() / x.std(ddof=1), len(x))
+    deviation = x.std(ddof=1)
+    return Effect(float(x.mean()), *mean_interval(x, seed=seed), float(x.mean() / deviation) if deviation > 0 else float('nan'), len(x))
 
 # %% ../nbs/83_effects.ipynb #cbf97288
 def phrase(

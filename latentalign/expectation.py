@@ -609,6 +609,8 @@ class Agreement:
     notes:int           # that were compared
     drawn:ndarray       # (draws,), `pooled` of pieces drawn again
     drawn_mean:ndarray  # (draws,), `mean` of pieces drawn again
+    left:ndarray        # (groups,), `pooled` without each group of pieces
+    left_mean:ndarray   # (groups,), `mean` without each group of pieces
 
     @property
     def mean(self)->float:
@@ -617,11 +619,13 @@ class Agreement:
 
 # %% ../nbs/87_expectation.ipynb #0755f95f
 def interval(
-    drawn:ndarray,  # (draws,)
-)->tuple:           # low and high end, NaN where no draw is finite
-    "The 95 % interval of bootstrap draws."
-    drawn = drawn[np.isfinite(drawn)]
-    return tuple(map(float, np.quantile(drawn, [.025, .975]))) if len(drawn) else (float("nan"), float("nan"))
+    whole:float,   # a statistic of all pieces
+    left:ndarray,  # (groups,), without each group of pieces
+    level:float=.95,  # how often it is to hold the truth
+)->tuple:          # low and high end; NaN for a single group, and where the statistic is NaN
+    "The interval of an agreement, or of the difference of two over the same pieces."
+    from latentalign.intervals import left_out_interval
+    return left_out_interval(whole, left, level) if len(left) > 1 and np.isfinite([whole, *left]).all() else (float("nan"), float("nan"))
 
 # %% ../nbs/87_expectation.ipynb #90492d45
 def agreement(
@@ -631,7 +635,7 @@ def agreement(
     seed:int=0,
     groups:list|None=None, # for each piece with whom it is drawn, such as the melody that several instruments play; None: each alone
 )->Agreement:
-    "Correlation over pieces, with a bootstrap interval. Raises ValueError if there are no pieces, or groups of another number."
+    "Correlation over pieces, with an interval. Raises ValueError if there are no pieces, or groups of another number."
     groups = list(range(len(pieces))) if groups is None else list(groups)
     if not pieces or len(groups) != len(pieces): raise ValueError(f"there must be pieces to compare, and a group for each, got {len(pieces)} and {len(groups)}")
     pieces = [[np.asarray(v, float) for v in piece] for piece in pieces]
@@ -642,7 +646,12 @@ def agreement(
     pooled = np.array([pool([pieces[i] for i in chosen]) for chosen in drawn])
     means = np.array([each[chosen][known[chosen]].mean() if known[chosen].any() else np.nan for chosen in drawn])
     notes = sum(int(np.isfinite(p[0] + p[1]).sum()) for p in pieces)
-    return Agreement(pool(pieces), *interval(pooled), each, notes, pooled, means)
+    others = [np.setdiff1d(np.arange(len(pieces)), m) for m in members] if len(members) > 1 else []
+    left = np.array([pool([pieces[i] for i in some]) for some in others])
+    left_mean = np.array([each[some][known[some]].mean() if known[some].any() else np.nan for some in others])
+    whole = pool(pieces)
+    z = lambda r: np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
+    return Agreement(whole, *map(float, np.tanh(interval(z(whole), z(left)))), each, notes, pooled, means, left, left_mean)
 
 # %% ../nbs/87_expectation.ipynb #40ef8d9b
 def onset_loudness(

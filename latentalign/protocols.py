@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from .autoencoder import Codec
+from .metrics import SCALES
 from .network import preset
 from .storage import change_config
 from .train import parse_changes
 
 # %% ../nbs/73_protocols.ipynb #e597b28b
-GAINS = (.05, 3.)  # range of random gains: that of Lin-CAE's training, without what it rounds to zero
+GAINS = (.01, 10 ** -1.5, .1, 10 ** -.5, 10 ** .3, -1.)  # factors of homogeneity: −40, −30, −20, −10 and +6 dB, and a turned sign
 SCORE_NAMES = {'mss', 'snr', 'si_sdr', 'envelope', 'visqol', 'pitch'}  # what a reconstruction can be given
 
 
@@ -29,23 +30,25 @@ class Protocol:
     chunk: float = 0.           # seconds coded at a time; 0: the model's own windows
     overlap: float = 0.         # seconds that neighbouring chunks share, shorter than half a chunk
     steps: int = 1              # denoising steps of a decoding
-    gains: tuple[float, ...] = GAINS        # range of the random gains, one a clip
+    gains: tuple[float, ...] = GAINS        # factors of homogeneity; all are tried on every clip
     snrs: tuple[float, ...] = (math.inf, 16., 4., 1., .25, 0.)  # ratios of powers, latent to noise; infinite, the first: no noise; 0: noise alone
     halves: bool = False        # FAD and KAD of one half of the clips against the other half of the originals; False: of all against their originals
     scores: tuple[str, ...] = ('mss', 'snr', 'si_sdr', 'envelope', 'visqol', 'pitch')  # of each reconstruction
+    mss: str = 'windows'        # whether 10, 25 and 50 ms are windows or hops of the MSS: one of `metrics.SCALES`
     embeddings: tuple[str, ...] = ('crepe',)  # what FAD and KAD are taken of: a name, or NAME=FOLDER with the weights in it
 
     def __post_init__(self):
         if self.clips < 0 or self.seconds < 0 or self.steps < 1: raise ValueError(f"clips and seconds must not be negative and steps must be 1 or above, got {self.clips}, {self.seconds}, {self.steps}")
         if self.chunk and not 0 <= 2 * self.overlap <= self.chunk: raise ValueError(f"chunks of {self.chunk} s cannot overlap by {self.overlap} s")
-        if not 0 < self.gains[0] < self.gains[1]: raise ValueError(f"gains must be above 0 and rising, got {self.gains}")
+        if not self.gains or not all(math.isfinite(a) and a not in (0, 1) for a in self.gains): raise ValueError(f"gains must be finite, and neither 0 nor 1, got {self.gains}")
+        if self.mss not in SCALES: raise ValueError(f"unknown scales of the MSS {self.mss!r}; known: {', '.join(SCALES)}")
         if unknown := set(self.scores) - SCORE_NAMES: raise ValueError(f"unknown scores {', '.join(sorted(unknown))}; known: {', '.join(sorted(SCORE_NAMES))}")
         if not self.snrs or self.snrs[0] != math.inf or not all(s >= 0 for s in self.snrs): raise ValueError(f"ratios must not be negative, the first one infinite, got {self.snrs}")
 
 
 PROTOCOLS = {
     'quick': Protocol(),
-    'lin-cae': Protocol(clips=0, seconds=0., chunk=2., overlap=.5, snrs=(math.inf,), halves=True, embeddings=('clap',)),
+    'lin-cae': Protocol(clips=0, seconds=0., chunk=2., overlap=.5, snrs=(math.inf,), halves=True, mss='hops', embeddings=('clap',)),
     'pa-audioic': Protocol(clips=0, seconds=0., snrs=(math.inf, 4., 1.), embeddings=('vggish', 'clap')),
 }
 

@@ -56,6 +56,7 @@ class Clip:
     name: str         # where it is from
     stems: dict       # {name: (samples,)}, float32; their sum is the mixture
     notes: list = ()  # the true notes, where they are known
+    piece: str = ''   # what it is cut from; clips of one piece are no independent evidence
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def rendered_set(
             while min(map(level_db, (made := rendering(r)).stems.values())) < MIN_LEVEL_DB: r += 1
             found.append((r, made.piece))
         made = rendering(found[i][0])
-        return Clip(f'{found[i][1]}, rendering {found[i][0]}', {k: torch.from_numpy(v) for k, v in made.stems.items()}, made.notes)
+        return Clip(f'{found[i][1]}, rendering {found[i][0]}', {k: torch.from_numpy(v) for k, v in made.stems.items()}, made.notes, made.piece)
     return ClipSet('scores', load, clips, 'stems')
 
 
@@ -103,7 +104,7 @@ def melody_set(
         made = source.melody(i)
         wave = torch.from_numpy(made.mixture[:samples or None])
         notes = [n for n in made.notes if n.onset < len(wave) / sample_rate]
-        return Clip(f'{made.piece}, melody {i}', {'vocals': wave}, notes)
+        return Clip(f'{made.piece}, melody {i}', {'vocals': wave}, notes, made.piece)
     return ClipSet('melodies', load, clips, 'notes')
 
 # %% ../nbs/65_test_sets.ipynb #575d729c
@@ -158,7 +159,7 @@ def track_set(
         if not any(v.any() for v in waves.values()): raise ValueError(f"{track}: nothing but silence")
         try: check_stems({k: v[None] for k, v in waves.items() if v.any()}, None if whole is None else whole[None])
         except ValueError as error: raise ValueError(f"{track}: {error}") from error
-        return Clip(track, waves)
+        return Clip(track, waves, piece=track)
     return ClipSet(name, load, count, 'stems' if len(tracks[0][1]) > 1 else 'sounds')
 
 # %% ../nbs/65_test_sets.ipynb #e673dabe

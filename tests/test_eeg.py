@@ -6,8 +6,8 @@ import numpy as np, pytest
 from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, OtherProcess, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
                                   head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_events, read_mat, read_npz, resample_stimulus, resample_trials, simulate_eeg, write_cnd,
                                   write_mat, write_npz)
-from latentalign.responses import (FrameFeature, Gain, NoteFeature, Response, TRFOptions, check_trials, envelope, feature_gain, group_gain, held_frames, impulses,
-                                   nested_response, penalty_matrix, prediction_correlation, read_notes, spectral_flux, trained_weights, trial_products)
+from latentalign.responses import (NULLS, FrameFeature, Gain, NoteFeature, Response, TRFOptions, check_trials, corrected_p, envelope, feature_gain, group_gain, held_frames,
+                                   impulses, nested_response, penalty_matrix, prediction_correlation, read_notes, spectral_flux, trained_weights, trial_products)
 
 RATE = 32
 quiet = lambda: warnings.catch_warnings(action="ignore")
@@ -213,7 +213,7 @@ def test_song_without_notes_is_a_continuous_feature():
     eeg = [b + h + 2*rng.standard_normal((samples, 1)) for b, h in zip(base, held)]
     with quiet(): found, nothing = (feature_gain(base, song, e, RATE, OPTIONS, 9) for e in (eeg, [b + 2*rng.standard_normal((samples, 1)) for b in base]))
     assert found.p == .1 and found.gain > .1 > abs(nothing.gain) and nothing.p > .1
-    turned = song.shuffled(np.random.default_rng(0))
+    turned = song.changed(NULLS["shift"], (0, 0))
     for a, b in zip(turned.values, drift): assert any(np.array_equal(a, np.roll(b, k)) for k in range(60, 541)) and isinstance(turned, FrameFeature)
 
 def test_trials_of_notes_must_match():
@@ -235,8 +235,39 @@ def test_a_group():
 
 def test_shuffling_keeps_trials_and_values():
     _, ic = notes(2)
-    other = ic.shuffled(np.random.default_rng(0))
-    assert all(sorted(a) == sorted(b) and not np.array_equal(a, b) for a, b in zip(ic.values, other.values)) and other.onsets is ic.onsets
+    for change in NULLS.values():
+        other = ic.changed(change, (0, 1))
+        assert all(sorted(a) == sorted(b) and not np.array_equal(a, b) for a, b in zip(ic.values, other.values)) and other.onsets is ic.onsets
+    moved = ic.changed(NULLS["shift"], (0, 1)).values[0]
+    assert any(np.array_equal(moved, np.roll(ic.values[0], k)) for k in range(1, len(moved))), "a shift keeps the order"
+
+def test_the_same_notes_are_changed_alike_in_everybody():
+    "With a trial missing, in another order, and for another feature of the same notes."
+    _, ic = notes(3)
+    less = NoteFeature(ic.onsets[:0:-1], [2*v for v in ic.values[:0:-1]])
+    for change in NULLS.values():
+        whole, part = ic.changed(change, (5, 2)), less.changed(change, (5, 2))
+        assert all(np.array_equal(2*a, b) for a, b in zip(whole.values[:0:-1], part.values)) and not np.array_equal(whole.values[1], ic.changed(change, (5, 3)).values[1])
+
+def test_what_drifts_is_no_surprisal():
+    "Surprisal that drifts, against EEG that drifts in the same manner but for reasons of its own: the correlation of 40 notes."
+    rng, false = np.random.default_rng(0), {name: [] for name in NULLS}
+    walk = lambda: (lambda x: (x - x.mean())/x.std())(np.convolve(rng.standard_normal(59), np.ones(20), "valid"))
+    for trial in range(250):
+        values, answers = walk(), walk()
+        for name, change in NULLS.items():
+            null = [change(values, np.random.default_rng((trial, k))) @ answers for k in range(39)]
+            false[name].append((1 + np.sum(np.array(null) >= values @ answers))/40 <= .05)
+    assert np.mean(false["shift"]) < .11 and np.mean(false["shuffle"]) > .2
+
+def test_p_values_of_several_features_are_corrected():
+    rng = np.random.default_rng(0)
+    gain = lambda value: replace(like, gain=value, null=rng.standard_normal(99))
+    like, = gains({"onset": RESPONSES["onset"]}, -10, 1, shuffles=2)
+    assert corrected_p({"found": [gain(9.)], **{str(k): [gain(0.)] for k in range(6)}})["found"] == 1/100
+    families = [min(corrected_p({k: [gain(float(rng.standard_normal()))] for k in range(8)}).values()) <= .05 for _ in range(300)]
+    assert np.mean(families) < .09                                                    # one by one: 34 %
+    with pytest.raises(ValueError, match="same number of shuffles, 2 or more"): corrected_p({"one": [replace(like, null=like.null[:1])]})
 
 def test_detection_power():
     assert detection_power(0.) == pytest.approx(.05) and detection_power(1.6449) == pytest.approx(.5, abs=1e-4) and detection_power(1., 4.) == pytest.approx(detection_power(2.))

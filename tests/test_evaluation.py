@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from latentalign.alignment import snr_to_time
-from latentalign.evaluation import (Coded, clip_gains, decoder_additivity, decoder_homogeneity, effective_rank,
-                                    encoder_additivity, encoder_homogeneity, latent_spectrum, linearity, linearity_values,
+from latentalign.evaluation import (Coded, curve_median, decoder_additivity, decoder_homogeneity, effective_rank,
+                                    encoder_additivity, encoder_homogeneity, homogeneity_curve, latent_spectrum, linearity, linearity_values,
                                     noisy_latents, relative_error, separate, separation)
+from latentalign.metrics import mss_error
+from latentalign.protocols import GAINS
 from latentalign.test_sets import check_stems
 
 CLOSE = dict(atol=2e-3, rtol=0)
@@ -38,7 +40,8 @@ def stems(): return {name: noise(k) for k, name in enumerate(("vocals", "bass", 
 
 
 def test_exactly_linear_model_has_no_error():
-    found = linearity_values(Coded(linear(), stems()), torch.tensor([.3, 2.7]))
+    coded = Coded(linear(), stems())
+    found = linearity_values(coded, homogeneity_curve(coded, (.3, 2.7, -1.)))
     assert len(found) == 2 + 3 + 3 + 2*4
     for name, values in found.items():
         if name.startswith("reconstruction"): assert (values > .1).all()            # 16 of 64 directions are kept
@@ -48,8 +51,9 @@ def test_exactly_linear_model_has_no_error():
 
 def test_every_latent_and_sound_is_computed_once():
     model = linear()
-    linearity_values(Coded(model, stems()), torch.ones(2))
-    assert model.calls.count("encode") == 5 + 1 + 4 and model.calls.count("decode") == 1 + 1 + 1 + 2*4
+    coded = Coded(model, stems())
+    linearity_values(coded, homogeneity_curve(coded))
+    assert model.calls.count("encode") == 5 + 6 + 4 and model.calls.count("decode") == 1 + 6 + 1 + 2*4
 
 
 @pytest.mark.parametrize("gain", [1/9, 1/4, 1., 2.25])
@@ -97,7 +101,8 @@ def test_errors_are_against_the_autoencoded_sound():
 def test_silent_stem_has_no_value_and_no_influence():
     parts = stems()
     parts["drums"] = parts["drums"]*torch.tensor([[0.], [1.]])
-    found = linearity_values(Coded(root(), parts), torch.ones(2))
+    coded = Coded(root(), parts)
+    found = linearity_values(coded, homogeneity_curve(coded))
     assert [name for name, v in found.items() if v.isnan()[0]] == ["separation_drums_mss", "separation_drums_si_sdr"]
     assert not any(v.isnan()[1] for v in found.values())
     assert math.isfinite(linearity(root(), parts)["separation_drums_mss"])
@@ -110,12 +115,29 @@ def test_relative_error():
     with pytest.raises(ValueError, match="shapes differ"): relative_error(x, x[:1])
 
 
-def test_gains_belong_to_clips_and_keep_full_scale():
-    loud = torch.ones(3, 100)*torch.tensor([[.1], [.8], [1.]])
-    gains = clip_gains(loud, seed=5)
-    assert torch.equal(clip_gains(loud[1:], seed=5, first=1), gains[1:]) and not torch.equal(clip_gains(loud, seed=6), gains)
-    quiet = clip_gains(torch.full((4000, 1), .01))
-    assert (gains[:, None]*loud).abs().max() <= 1 and .05 <= quiet.min() < .06 and 2.99 < quiet.max() <= 3 and abs(quiet.mean() - 1.525) < .05
+def test_the_curve_of_homogeneity_and_its_median():
+    "Enc(ax) = √a·Enc(x) with its sign: errors |a^-½ − 1| and MSS |ln a|, nothing where the sign turns; the median of six is between the third and the fourth."
+    coded = Coded(root(), {"x": noise(0)})
+    curve = homogeneity_curve(coded)
+    assert [round(20*math.log10(abs(a))) for a in GAINS] == [-40, -30, -20, -10, 6, 0] and GAINS[-1] == -1 and list(curve) == ["0.01", "0.03162", "0.1", "0.3162", "1.995", "-1"]
+    for a, found in zip(GAINS, curve.values()):
+        assert torch.allclose(found["encoder_homogeneity_error"], torch.full((2,), 0. if a < 0 else abs(a**-.5 - 1)), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(curve["0.3162"]["decoder_homogeneity_mss"], torch.full((2,), math.log(10)/2), atol=5e-3)
+    assert torch.allclose(curve_median(curve)["encoder_homogeneity_error"], torch.full((2,), ((10**.25 - 1) + (10**.5 - 1))/2), rtol=1e-3)
+    assert linearity(root(), {"x": noise(0)})["encoder_homogeneity_error"] == pytest.approx(1.4703, abs=1e-3)
+
+
+def test_a_turned_sign_is_no_level():
+    "Enc(x) = |x| is homogeneous for every gain above 0, and off by twice the latent at −1."
+    curve = homogeneity_curve(Coded(Frames(torch.abs, lambda z: z), {"x": noise(0)}), (.01, 2., -1.))
+    assert max(curve[a]["encoder_homogeneity_error"].max() for a in ("0.01", "2")) < 1e-5 and torch.allclose(curve["-1"]["encoder_homogeneity_error"], torch.full((2,), 2.))
+
+
+def test_scales_reach_every_mss():
+    windows, hops = (Coded(root(), stems(), scales) for scales in ("windows", "hops"))
+    values = [linearity_values(coded, homogeneity_curve(coded, (.1,))) for coded in (windows, hops)]
+    assert all((a == b).all() != name.endswith("mss") or b.max() < 1e-3 for name, a, b in ((n, values[0][n], values[1][n]) for n in values[0]) if not a.isnan().any())
+    assert torch.allclose(values[1]["decoder_additivity_mss"], mss_error(hops.decode(sum(hops.stem_z.values())), hops.sound, 8000, "hops"))
 
 
 @pytest.mark.parametrize("bad, words", [

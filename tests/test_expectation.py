@@ -659,7 +659,7 @@ def test_agreement_over_pieces():
     assert isinstance(found, Agreement) and found.low < found.pooled < found.high and found.notes == 320 and len(found.pieces) == 8
     assert found.pooled == pytest.approx(correlation(*(np.concatenate(p) for p in list(zip(*pieces))[:2]), "spearman", np.concatenate([p[2] for p in pieces])))
     assert np.isnan(agreement(pieces[:1]).low)
-    assert found.drawn.shape == found.drawn_mean.shape == (100,) and found.mean == pytest.approx(found.pieces.mean()) and interval(found.drawn) == (found.low, found.high)
+    assert found.drawn.shape == found.drawn_mean.shape == (100,) and found.mean == pytest.approx(found.pieces.mean()) and np.tanh(interval(np.arctanh(found.pooled), np.arctanh(found.left))) == pytest.approx((found.low, found.high))
     with pytest.raises(ValueError, match="pieces to compare.*got 0"): agreement([])
     with pytest.raises(ValueError, match="got 8 and 3"): agreement(pieces, groups=[1, 2, 3])
 
@@ -669,7 +669,7 @@ def test_sounds_of_one_melody_are_drawn_together():
     pieces = [(x, x + rng.standard_normal(30)) for x in rng.standard_normal((6, 30))]
     once, twice = agreement(pieces), agreement([p for p in pieces for _ in range(2)], groups=[i for i in range(6) for _ in range(2)])
     assert (once.low, once.high) == pytest.approx((twice.low, twice.high), abs=1e-6) and once.drawn_mean == pytest.approx(twice.drawn_mean)
-    assert np.isnan(agreement(pieces, groups=[0]*6).low) and np.isnan(interval(np.array([np.nan]))).all()
+    assert np.isnan(agreement(pieces, groups=[0]*6).low) and np.isnan(interval(.5, np.array([np.nan, .5]))).all() and np.isnan(interval(.5, np.array([]))).all()
     silent = agreement([*pieces, (np.ones(5), np.arange(5.))])  # one piece without a correlation
     assert np.isnan(silent.pieces[-1]) and np.isfinite([silent.mean, *silent.drawn_mean]).all()
 

@@ -6,10 +6,11 @@ from statistics import median
 import numpy as np, pytest, torch
 from latentalign import embeddings, perceptual
 from latentalign.audio import resample
-from latentalign.distances import METRICS, MIN_CLIPS, bootstrap_interval, distribution_result, frechet_error, kernel_error, median_distance
+from latentalign.distances import METRICS, distribution_result, frechet_error, kernel_error, median_distance
 from latentalign.embeddings import EMBEDDINGS, VGGISH_FILE, Embedding, VGGish, embedding_or_crepe, open_embedding, vggish_picture
-from latentalign.metrics import check_pair, envelope_error, log_mel, mel_filters, mss_error, si_sdr_score, snr_score, spectral_envelope
-from latentalign.perceptual import PitchScore, compare_pitch, crepe_features, crepe_frames, find_extra, melody_score, note_pitch, pitch_score, track_pitch, visqol_score
+from latentalign.intervals import CERTAIN, MIN_UNITS, difference_p, extrapolate, holm, jackknife_interval, mean_interval, starts_p
+from latentalign.metrics import SCALES, check_pair, envelope_error, log_mel, mel_filters, mss_error, si_sdr_score, snr_score, spectral_envelope
+from latentalign.perceptual import ANCHORS, PitchScore, compare_pitch, crepe_features, crepe_frames, find_extra, melody_score, note_pitch, pitch_score, track_pitch, visqol_score
 from latentalign.soundfont import Note
 
 # waveform and spectrum
@@ -39,6 +40,17 @@ def test_mss_at_other_rates(rate, mss):
     value = float(mss_error(ESTIMATES["noisy"], REFERENCE, rate))
     assert math.isfinite(value) if mss is None else value == pytest.approx(mss, abs=1e-4)
     assert (len(mel_filters(rate, 256)) < 80) == (rate != 16000)
+
+@pytest.mark.parametrize("rate", [44100, 22050, 16000])
+def test_ten_twentyfive_and_fifty_ms_are_windows_or_hops(rate):
+    "Frames centred one hop apart: samples // hop + 1 of them, with hops of 10, 25 and 50 ms where these are hops, and of half as much where they are windows."
+    x = REFERENCE[:rate//2]
+    for name, hops in (("windows", (5, 12.5, 25)), ("hops", (10, 25, 50))):
+        assert [log_mel(x, rate, *ms).shape[-1] for ms in SCALES[name]] == [len(x)//int(rate*h/1000) + 1 for h in hops]
+    by_hand = [(log_mel(2*x + .01*NOISE[:len(x)], rate, w, h) - log_mel(x, rate, w, h)).abs().mean() for w, h in ((20, 10), (50, 25), (100, 50))]
+    assert float(mss_error(2*x + .01*NOISE[:len(x)], x, rate, "hops")) == pytest.approx(float(sum(by_hand)/3), abs=1e-5)
+    with pytest.raises(ValueError, match="'frames'.*windows, hops"): mss_error(x, x, rate, "frames")
+    with pytest.raises(ValueError, match="0.01"): log_mel(x, rate, 10, .01)
 
 def test_an_items_value_does_not_depend_on_its_batch_mates():
     """auraloss with spectral convergence gives a batch of these two 5.8433, one by one 3.6407 and 7.0796 (mean 5.3602): it divides by
@@ -127,6 +139,14 @@ def test_visqol_guards_what_the_package_does_not():
     with pytest.raises(ValueError, match="1 samples that are NaN"): visqol_score(torch.where(torch.arange(len(x)) == 7, math.nan, x), x, 48000)
     with pytest.raises(ValueError, match="shapes differ"): visqol_score(x[:-1], x, 48000)
     with pytest.raises(ValueError, match="-1"): visqol_score(x, x, -1)
+
+def test_anchors_are_no_sound_and_a_dull_one():
+    x = torch.stack([plucks(), .5*plucks()])
+    silence, dull = (ANCHORS[name](x, 48000) for name in ("silence", "low-pass 3.5 kHz"))
+    assert silence.shape == dull.shape == x.shape and 10*math.log10(silence.square().mean()) == pytest.approx(-101.1, abs=.1)  # 1/32768 wide, uniform
+    power = torch.fft.rfft(dull[0]).abs().square()
+    assert power[round(3500*1.1):].max() < 1e-6*power.max() and torch.allclose(torch.fft.rfft(dull)[:, :3800], torch.fft.rfft(x)[:, :3800], atol=1e-2)
+    assert visqol_score(x, x, 48000)[0] > visqol_score(dull, x, 48000)[0] + 1
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
@@ -376,7 +396,7 @@ def test_kad_of_pairs():
     q = lambda variance: (4/(4 + variance))**2.5                                    # the kernel's mean over differences of that variance, at h = 2
     want, own = 100*(q(4) + q(2) - 2*q(3)), [kernel_error(a + b, a, 2., paired=True) for a, b in drawn]
     assert abs(np.mean(own) - want) < 3*np.std(own)/20 < .3*want and np.mean([kernel_error(a + b, a, 2.) for a, b in drawn]) < 0
-    with pytest.raises(ValueError, match="9 rows cannot be paired with 8"): kernel_error(x, y[1:], paired=True)
+    with pytest.raises(ValueError, match="9 clips cannot be paired with 8"): kernel_error(x, y[1:], paired=True)
 
 def test_sets_that_cannot_be_compared():
     for f in (frechet_error, kernel_error):
@@ -388,21 +408,68 @@ def test_sets_that_cannot_be_compared():
     with pytest.raises(ValueError, match="most of the 5 rows are alike"): kernel_error(X, np.ones((5, 2)))
     with pytest.raises(ValueError, match="alike"): median_distance(np.full((6, 3), .1))
 
-def test_bootstrap_interval():
-    values = np.random.default_rng(1).standard_normal(200)*3 + 5
-    low, high = bootstrap_interval(values, draws=3000)
-    assert (high - low)/(2*1.96*values.std()/200**.5) == pytest.approx(1, abs=.06) and (low + high)/2 == pytest.approx(values.mean(), abs=.03)
-    assert bootstrap_interval(values) == bootstrap_interval(list(values)) == bootstrap_interval(torch.tensor(values)) != bootstrap_interval(values, seed=1)
-    narrow = bootstrap_interval(values, level=.5)
-    assert low < narrow[0] < narrow[1] < high
-    flips = bootstrap_interval([0, 1], statistic=sum, draws=4000, level=.6)          # 0, 1, 1, 2 are equally likely
-    assert flips == (0, 2) and bootstrap_interval([7, 7, 7]) == (7, 7)
-    pooled = bootstrap_interval([PitchScore(9, 9, 10), PitchScore(1, 1, 10)], lambda scores: sum(scores, PitchScore()).accuracy)
-    assert pooled == pytest.approx((.1, .9))
-    for bad, word in (([1], "too few clips for an interval: 1"), ([1, math.nan], "NaN")):
-        with pytest.raises(ValueError, match=word): bootstrap_interval(bad)
+def test_windows_of_a_clip_are_not_compared_with_each_other():
+    "The mean over all pairs of rows of different clips, by a double loop; with pairs, of clip i with reconstruction j as well."
+    rng, h = np.random.default_rng(0), 1.3
+    x, y, c = rng.standard_normal((12, 5)), rng.standard_normal((12, 5)), np.repeat([4, 7, 9], 4)
+    k = lambda a, b: math.exp(-math.dist(a, b)**2/(2*h**2))
+    mean = lambda a, b: np.mean([k(a[i], b[j]) for i in range(12) for j in range(12) if c[i] != c[j]])
+    assert kernel_error(x, y, h, True, (c, c)) == pytest.approx(100*(mean(x, x) + mean(y, y) - 2*mean(x, y)), abs=1e-10)
+    across = np.mean([k(a, b) for a in x for b in y])
+    assert kernel_error(x, y, h, clips=(c, c)) == pytest.approx(100*(mean(x, x) + mean(y, y) - 2*across), abs=1e-10)
+    assert kernel_error(x, y, h, clips=(np.arange(12), np.arange(12))) == pytest.approx(kernel_error(x, y, h), abs=1e-10)
+    many = np.concatenate([x, x[:4]]), np.concatenate([c, c[:4]])                     # a clip with more windows weighs no more
+    assert kernel_error(many[0], y, h, clips=(many[1], c)) == pytest.approx(kernel_error(x, y, h, clips=(c, c)), abs=1e-10)
+    with pytest.raises(ValueError, match="12 and 12 rows, but clips of 11 and 12"): kernel_error(x, y, h, clips=(c[1:], c))
+    with pytest.raises(ValueError, match="two clips or more.*1 and 3"): kernel_error(x, y, h, clips=(0*c, c))
+
+
+# intervals
+
+def test_intervals_of_few_are_students():
+    """R: t.test(c(1, 2, 4))$conf.int = -1.461250 6.127917, t.test(c(3.1, 2.9, 3.4, 3.3, 2.5)) = 2.602986 3.477014"""
+    assert mean_interval([1, 2, 4]) == pytest.approx((-1.461250, 6.127917), abs=1e-5)
+    assert mean_interval([3.1, 2.9, 3.4, 3.3, 2.5]) == pytest.approx((2.602986, 3.477014), abs=1e-5)
+    assert mean_interval([7, 7, 7]) == (7, 7) and mean_interval([1, 2, 4], level=.5)[0] > 1.5
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    rng, held = np.random.default_rng(0), {}
+    for n in (3, 8, 12, 30): held[n] = np.mean([a <= 0 <= b for a, b in (mean_interval(rng.standard_normal(n), draws=400, seed=k) for k in range(400))])
+    assert all(.92 < share < .98 for share in held.values()), held                    # percentiles: .75, .89, .90, .94
+    skewed = np.mean([a <= 1 <= b for a, b in (mean_interval(rng.exponential(size=12), draws=400, seed=k) for k in range(400))])
+    assert skewed > .91                                                               # Student's t: .89
+
+def test_clips_of_a_piece_are_drawn_together():
+    x = np.random.default_rng(0).standard_normal(12)
+    assert mean_interval(np.repeat(x, 4), np.repeat(np.arange(12), 4)) == pytest.approx(mean_interval(x), abs=1e-9)
+    assert mean_interval([1, 5, 3, 3], ["a", "a", "b", "b"]) == pytest.approx((3, 3))
+    low, high = mean_interval([1, 1, 1, 4], ["a", "a", "a", "b"])                      # sums 3 and 4, counts 3 and 1, mean 7/4: residuals -9/4 and 9/4
+    assert (high - low)/2 == pytest.approx(12.7062*math.sqrt(2*2*(9/4)**2)/4, rel=1e-4) and (low + high)/2 == pytest.approx(7/4)
+    for bad, word in ((([1],), "too few for an interval: 1 values"), (([1, 2], ["a", "a"]), "1 pieces"), (([1, math.nan],), "1 of 2 values are NaN"), (([1, 2], ["a"]), "2 values, but 1 pieces")):
+        with pytest.raises(ValueError, match=word): mean_interval(*bad)
     for bad in ({"level": 0}, {"level": 1.}, {"draws": 1}):
-        with pytest.raises(ValueError, match=str(next(iter(bad.values())))): bootstrap_interval([1, 2], **bad)
+        with pytest.raises(ValueError, match=str(next(iter(bad.values())))): mean_interval([1, 2], **bad)
+
+def test_jackknife_and_extrapolation():
+    x = np.random.default_rng(0).standard_normal(20)
+    assert jackknife_interval(x, np.mean) == pytest.approx(jackknife_interval(torch.tensor(x), np.mean)) == pytest.approx(jackknife_interval(list(x), np.mean))
+    assert jackknife_interval(x[:6], np.mean) == pytest.approx(mean_interval(x[:6]))
+    pooled = jackknife_interval([PitchScore(9, 9, 10), PitchScore(5, 5, 10), PitchScore(6, 6, 10)], lambda scores: sum(scores, PitchScore()).accuracy)
+    assert pooled == pytest.approx(mean_interval([.9, .5, .6]))
+    limit, low, high = extrapolate(lambda out: 3 + 7/(20 - 2*len(out)), 10)            # bias 7/n exactly: nothing of it stays
+    assert limit == pytest.approx(3, abs=.05) and low == pytest.approx(high, abs=1e-9)
+    for bad in (lambda: jackknife_interval([1.], np.mean), lambda: jackknife_interval([1., 2], lambda v: math.nan), lambda: extrapolate(lambda out: 0., 2)):
+        with pytest.raises(ValueError, match="too few|NaN|3 parts"): bad()
+
+def test_nothing_is_certain_of_few_and_tables_are_corrected():
+    assert difference_p([1., 1.1, 1.2, 1.1]) == 1 > CERTAIN > difference_p([1., 1.1, 1.2, 1.1, 1.]) and MIN_UNITS == 5
+    assert difference_p([1., 1.1, 1.2]*12, [*"abc"]*12) == 1, "36 clips of three pieces"
+    assert starts_p([1, 2, 3, 4], [90, 91, 92, 93, 94]) == 1 and starts_p([1, 2, 3, 4, 5], [90, 91, 92, 93, 94]) < 1e-9
+    assert holm([.01, .02, .5]).tolist() == pytest.approx([.03, .04, .5]) and holm([.5, .02, .01])[2] == pytest.approx(.03)
+    rng = np.random.default_rng(0)
+    false = np.mean([holm([difference_p(cell) for cell in rng.standard_t(3, (20, 12))]).min() < CERTAIN for _ in range(150)])
+    assert false < .1                                                                 # one by one: about .6
+    with pytest.raises(ValueError, match="-0.1"): holm([-.1])
 
 def clips(n, shift=0., seed=0, rows=3):
     rng = np.random.default_rng(seed)
@@ -412,31 +479,45 @@ def clips(n, shift=0., seed=0, rows=3):
 def test_a_result_carries_what_it_depends_on(metric):
     ours, theirs = [torch.tensor(c).float() for c in clips(20, 1., 1)], clips(15, 0., 2, rows=2)
     result = distribution_result(metric, ours, theirs, "crepe", 22050, draws=100)
-    assert result.value == METRICS[metric](torch.cat(ours), np.concatenate(theirs))
+    labels = {} if metric == "FAD" else {"clips": (np.repeat(np.arange(20), 3), np.repeat(np.arange(15), 2))}
+    assert result.value == pytest.approx(METRICS[metric](torch.cat(ours), np.concatenate(theirs), **labels), abs=1e-9)
     assert (result.metric, result.embedding, result.dimensions, result.sample_rate) == (metric, "crepe", 4, 22050)
     assert (result.estimate_clips, result.reference_clips, result.estimate_rows, result.reference_rows) == (20, 15, 60, 30)
-    assert result.low < result.value < result.high and (result.bandwidth is None) == (metric == "FAD")
+    assert result.low < result.limit < result.high and (result.bandwidth is None) == (metric == "FAD") and result.pieces == 15 and result.equal < result.value
     assert result == distribution_result(metric, ours, theirs, "crepe", 22050, draws=100)
     assert json.loads(json.dumps(asdict(result)))["value"] == result.value
     assert f"{metric}-crepe" in str(result) and "20 clips (60 windows) against 15 (30) at 22050 Hz" in str(result)
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_intervals_are_of_clips_and_pairs_narrow_them(metric):
+def test_intervals_are_of_pieces_and_pairs_narrow_them(metric):
     one, ten = ([np.repeat(rows[:1], k, 0) for rows in clips(30, 1., 3)] for k in (1, 10))  # ten equal windows know no more than one
     reference = clips(30, 0., 4, rows=1)
     width = lambda r: r.high - r.low
     single, copied = (distribution_result(metric, x, reference, "made up", 44100, draws=100) for x in (one, ten))
     assert .6 < width(copied)/width(single) < 1.6
+    twice = distribution_result(metric, one*2, reference*2, "made up", 44100, pieces=([*range(30)]*2,)*2, draws=9)
+    assert width(twice) == pytest.approx(width(single), rel=.15) and (twice.estimate_clips, twice.pieces) == (60, 30), "the same pieces twice say no more than once"
     noise = clips(30, 0., 5, rows=1)
     near = [r + .1*n for r, n in zip(reference, noise)]
     alone, paired = (distribution_result(metric, near, reference, "made up", 44100, paired=p, draws=100) for p in (False, True))
     assert width(paired) < .7*width(alone) and paired.value == (alone.value if metric == "FAD" else pytest.approx(kernel_error(np.concatenate(near), np.concatenate(reference), paired=True)))
-    same = distribution_result("FAD", reference, reference, "made up", 44100, draws=50)
-    assert same.value < 1e-9 and same.low == 0
+    same = distribution_result(metric, reference, reference, "made up", 44100, paired=True, draws=50)
+    assert max(abs(v) for v in (same.value, same.limit, same.low, same.high, same.equal)) < 1e-9
+
+def test_the_limit_of_fad_is_the_true_distance():
+    "60 clips, 32 dimensions: equal distributions are about 32·19/60 = 10 apart, and no interval around that holds 0."
+    held, results = [], []
+    for seed in range(12):
+        x, y = np.random.default_rng(seed).standard_normal((2, 60, 32))
+        results.append(r := distribution_result("FAD", x, y, "made up", 44100, draws=9)); held.append(r.low <= 0 <= r.high)
+    assert sum(held) >= 11 and abs(np.mean([r.limit for r in results])) < .8 and np.mean([r.value for r in results]) > 9
+    assert np.mean([r.equal for r in results]) == pytest.approx(np.mean([r.value for r in results]), rel=.05)
+    few = distribution_result("FAD", x[:30], y[:30], "made up", 44100, draws=9)
+    assert (few.limit, few.low, few.high) == (None, None, None) and few.equal == pytest.approx(few.value, rel=.2) and "too few windows" in str(few)
 
 def test_results_that_mean_nothing_are_refused():
-    for side, pair in (("estimate", (clips(MIN_CLIPS - 1), clips(9))), ("reference", (clips(9), clips(MIN_CLIPS - 1)))):
-        with pytest.raises(ValueError, match=f"too few clips as {side}: {MIN_CLIPS - 1}"): distribution_result("KAD", *pair, "crepe", 44100)
+    for side, pair in (("estimate", (clips(MIN_UNITS - 1), clips(9))), ("reference", (clips(9), clips(MIN_UNITS - 1)))):
+        with pytest.raises(ValueError, match=f"too few clips as {side}: {MIN_UNITS - 1} of {MIN_UNITS - 1} pieces"): distribution_result("KAD", *pair, "crepe", 44100)
     with pytest.raises(ValueError, match="FID.*FAD, KAD"): distribution_result("FID", clips(9), clips(9), "crepe", 44100)
     with pytest.raises(ValueError, match="9 clips cannot be paired with 10"): distribution_result("FAD", clips(9), clips(10), "crepe", 44100, paired=True)
     with pytest.raises(ValueError, match="27 rows of the reference hold NaN"): distribution_result("FAD", clips(9), clips(9, math.nan), "crepe", 44100)
