@@ -200,7 +200,7 @@ class Codec(AutoencoderNetwork):
         seen = lambda x: measure(x, self.config.transform, self.config.code) if self.config.code else self.image(self.take_level(x, SOUND_LEVEL)[0])
         return self._encode(lambda x: self.encoder.features(seen(x)), wave, sample_rate, batch_size)
 
-    def _steps(self, steps, texture):
+    def decoding_steps(self, steps, texture):
         "Steps of the networks, 0 where a model with a code gives its mean; raises `ValueError` where there is no such choice."
         if not self.config.code:
             if texture is False: raise ValueError("a model without a code has no mean to decode: leave texture out")
@@ -224,7 +224,7 @@ class Codec(AutoencoderNetwork):
         check_whole('steps', steps); check_whole('seed', seed); check_whole('phases', phases)
         if phases < 0 or steps < 1: raise ValueError(f"steps must be 1 or above and phases 0 or above, got {steps} and {phases}")
         x, rate = check_latents(z, self.config.latent_channels), self.sample_rate if sample_rate is None else sample_rate
-        out = decode_windows(self, x.reshape(-1, *x.shape[-2:]) * self.latent_std.to(x.device), self._steps(steps, texture), seed, batch_size, phases)
+        out = decode_windows(self, x.reshape(-1, *x.shape[-2:]) * self.latent_std.to(x.device), self.decoding_steps(steps, texture), seed, batch_size, phases)
         if self.config.window is not None: out = out[..., self.config.transform.overlap:out.shape[-1] - self.config.transform.overlap]
         out = fit_length(resample(out, self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
@@ -308,10 +308,11 @@ class Autoencoder(Codec):
 def fingerprint(
     model: Autoencoder, # of any size
 )->str: # 16 hexadecimal digits
-    "Tell models apart: a hash of weights, transform and windows, the same on every device."
+    "Tell models apart: a hash of weights, transform, code and windows, the same on every device."
     config = model.config
     t = config.transform
     latents = (t.sample_rate, t.hop_length, t.alpha, t.beta, config.window, config.context) + config.factor_level * ('factor_level',)
+    if config.code: latents += (config.code, config.texture, config.noise)
     known = hashlib.sha256(repr(latents).encode())
     for name, weight in sorted(model.state_dict().items()):
         known.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -6,10 +6,10 @@
 __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MODEL', 'MODEL_HELP', 'SURPRISAL', 'COMMANDS', 'find_inputs', 'plan_files',
            'run_files', 'put_on', 'open_named', 'load_model', 'load_models', 'fingerprint', 'Latents', 'save_latents',
            'load_latents', 'encode_file', 'decode_latents', 'at_least', 'add_manner', 'add_files', 'add_encode',
-           'add_decoding', 'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'combine_latents',
-           'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract', 'describe_model', 'describe_latents',
-           'add_evaluate', 'add_listen', 'add_info', 'noise_levels', 'load_surprisal', 'keep_settings', 'run_surprisal',
-           'add_surprisal', 'main']
+           'add_decoding', 'sound_maker', 'add_sound', 'run_sound', 'add_decode', 'add_reconstruct', 'combine_latents',
+           'sound_latents', 'run_mix', 'add_result', 'add_mix', 'add_subtract', 'describe_code', 'describe_model',
+           'describe_latents', 'add_evaluate', 'add_listen', 'add_info', 'noise_levels', 'load_surprisal',
+           'keep_settings', 'run_surprisal', 'add_surprisal', 'main']
 
 # %% ../nbs/90_command_line.ipynb #a0f11dab
 import argparse
@@ -92,7 +92,7 @@ def put_on(
 
 def open_named(
     model_class, # Autoencoder or Surprisal
-    name: str,   # run folder, bundled name, Hub id, or public:NAME[=FILE]
+    name: str,   # run folder, bundled name, Hub id, public:NAME[=FILE], or a closed form as magnitude:64
     *options,    # of `from_pretrained`
 ): # a model
     "Load a model by what users call it; raises `ValueError` for one that cannot be found."
@@ -102,7 +102,7 @@ def open_named(
 
 
 def load_model(
-    name: str,        # run folder, bundled name, Hub id, or public:NAME[=FILE]
+    name: str,        # run folder, bundled name, Hub id, public:NAME[=FILE], or a closed form as magnitude:64
     device: str|None, # as torch names it; None: a GPU if there is one
 ): # an Autoencoder on the device
     "Load a model; raises `ValueError` for one that cannot be found and for a device that cannot be used."
@@ -129,7 +129,7 @@ def load_models(
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
-    "Tell models apart: a hash of weights, transform and windows, the same on every device."
+    "Tell models apart: a hash of weights, transform, code and windows, the same on every device."
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
@@ -199,13 +199,15 @@ def decode_latents(
     latents: Latents,  # of one sound
     steps: int = 1,    # denoising steps
     seed: int = 0,     # of the noise that decoding starts from
+    texture: bool = None, # of a model with a code: sample what the mean leaves out; None: as the model does
+    phases: int = 16,  # of a model with a code: iterations that look for phases
 ): # array (channels, samples), at the rate of the sound that was encoded
     "Decode latents to the length and rate of the sound; raises `ValueError` if another model made them."
     import numpy as np
     if latents.model != mark: raise ValueError(f"another model made these latents (its fingerprint is {latents.model}, that of the given model {mark})")
     wave = np.empty((len(latents.z), latents.samples), np.float32)
     for channel, z in enumerate(latents.z):
-        wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
+        wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model), texture, phases).numpy()
     return wave
 
 # %% ../nbs/90_command_line.ipynb #f5ba35b4
@@ -220,7 +222,7 @@ def at_least(
 
 
 MODEL = 'lin-align'  # the model if none is named, one of those that come with the package
-MODEL_HELP = "run folder, bundled name, Hub id (owner/name), or public:NAME[=FILE] for published weights"
+MODEL_HELP = "run folder, bundled name, Hub id (owner/name), public:NAME[=FILE] for published weights, or a closed form: linear:RATIO, magnitude:RATIO, compressed:RATIO, at 44.1 kHz with @44100"
 
 
 def add_manner(
@@ -264,6 +266,18 @@ def add_decoding(
     "How the commands that decode do it."
     parser.add_argument('--steps', type=at_least(1), default=1, help="denoising steps (1)")
     parser.add_argument('--seed', type=at_least(0), default=0, help="of the noise that decoding starts from (0)")
+    parser.add_argument('--texture', action=argparse.BooleanOptionalAction, help="of a model that decodes a mean: with what it leaves out, or without; else as the model does")
+    parser.add_argument('--phases', type=at_least(0), default=16, help="iterations that look for phases, of a model that decodes magnitudes (16)")
+
+
+def sound_maker(
+    options, # of a command that decodes
+    model,   # an Autoencoder
+    mark: str, # its fingerprint
+): # Latents → array (channels, samples)
+    "How a command decodes; raises `ValueError` for texture that the model has not."
+    model.decoding_steps(options.steps, options.texture)
+    return lambda latents: decode_latents(model, mark, latents, options.steps, options.seed, options.texture, options.phases)
 
 
 def add_sound(
@@ -284,9 +298,10 @@ def run_sound(
     def prepare():
         model = load_model(options.model, options.device)
         mark = fingerprint(model)
+        decode = sound_maker(options, model, mark)
         def work(source, target):
             latents = load(model, mark, source)
-            write_audio(target, decode_latents(model, mark, latents, options.steps, options.seed), latents.sample_rate)
+            write_audio(target, decode(latents), latents.sample_rate)
         return work
     return run_files(plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), prepare, options.overwrite)
 
@@ -352,9 +367,10 @@ def run_mix(
     if out.exists() and not options.overwrite: print(f"{out} is there already (--overwrite makes it again)", file=sys.stderr); return 0
     model = load_model(options.model, options.device)
     mark = fingerprint(model)
+    decode = sound_maker(options, model, mark)
     mixed = combine_latents([sound_latents(model, mark, path) for path in paths], gains)
     if out.suffix.lower() == LATENT_SUFFIX: save_latents(out, mixed)
-    else: write_audio(out, decode_latents(model, mark, mixed, options.steps, options.seed), mixed.sample_rate)
+    else: write_audio(out, decode(mixed), mixed.sample_rate)
     print(f"{out} written", file=sys.stderr)
     return 0
 
@@ -388,19 +404,35 @@ def add_subtract(
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)))
 
 # %% ../nbs/90_command_line.ipynb #8fb28cdd
+_SEEN = {'mdct': "MDCT coefficients", 'linear': "magnitudes", 'compressed': "compressed magnitudes"}  # domain of a code → what it is of
+
+
+def describe_code(
+    config, # of a model with a code
+)->str:
+    "What a code is, and how it is decoded."
+    code, patch = config.code, config.code.patch
+    kind = 'closed form' if not code.width else 'from a closed form, trained'
+    way = 'exactly' if code.domain == 'mdct' else 'with texture' if config.texture else 'the mean' + ', with texture where it is asked for' * bool(config.network)
+    return f"{kind}: principal axes of {_SEEN[code.domain]}, {patch} frame{'s' * (patch > 1)} at a time; decoded: {way}"
+
+
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
     "What a model is."
     config, step = model.config, model.frame_length
-    width, rate = config.network.latent_channels, model.sample_rate / step
-    count = lambda part: f"{sum(p.numel() for p in part.parameters()):,}"
+    width, rate = config.latent_channels, model.sample_rate / step
+    count = lambda *parts: f"{sum(p.numel() for part in parts for p in part.parameters()):,}"
     seen = f"{config.window} frames ({config.window / rate:.2f} s), of which {config.context} are thrown away on each side" if config.window else "the whole piece"
-    parts = ', '.join(f"{name} {count(part)}" for name, part in model.named_children())
+    parts = {name: (part,) for name, part in model.named_children()}
+    if config.code: parts = {'encoder': (model.encoder,), 'magnitude': (model.magnitude,)} | ({'texture': (model.shape, model.upsampler, model.denoiser)} if config.network else {})
+    sizes = ', '.join(f"{name} {count(*part)}" for name, part in parts.items())
+    code = {'code': describe_code(config)} if config.code else {}
     licence = {'licence': model.licence} if model.licence else {}
     return {'sample rate': f"{model.sample_rate} Hz", 'latents': f"{width} channels, {rate:.2f} frames a second ({step} samples each)",
-            'compression': f"{step / width:g} times fewer numbers than samples", 'window': seen,
-            'parameters': f"{count(model)} ({parts})", 'fingerprint': fingerprint(model), **licence}
+            'compression': f"{config.ratio:g} times fewer numbers than samples", **code, 'window': seen,
+            'parameters': f"{count(model)} ({sizes})", 'fingerprint': fingerprint(model), **licence}
 
 
 def describe_latents(
@@ -473,7 +505,7 @@ def add_info(
         told = describe_latents(load_latents(options.name)) if latent else describe_model(load_model(options.name, 'cpu'))
         for what, text in told.items(): print(f"{what:12} {text}")
         return 0
-    parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
+    parser.add_argument('name', metavar='MODEL|FILE', help=f"{MODEL_HELP}, or a latent file")
     parser.set_defaults(run=run)
 
 # %% ../nbs/90_command_line.ipynb #f7d6d361

@@ -23,7 +23,7 @@ from .embeddings import embedding_or_crepe
 from .evaluation import Coded, clip_gains, effective_rank, latent_spectrum, linearity_values, noisy_latents, separate
 from .metrics import envelope_error, log_mel, mss_error, si_sdr_score, snr_score
 from .protocols import PROTOCOLS, Protocol, under_protocol
-from .storage import atomic_write
+from .storage import atomic_write, plain_name
 from .test_sets import Clip, ClipSet, level_per_clip, open_test_set
 from .training import environment
 
@@ -266,12 +266,12 @@ def evaluate(
 
 # %% ../nbs/75_reports.ipynb #5452962a
 def report_path(
-    checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
+    checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME, magnitude:64
     out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or runs/evaluated-NAME
 )->Path: # where the report goes
     "Where the report of a model is kept."
     if out.endswith('.json'): return Path(out)
-    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / f"evaluated-{checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')}"
+    folder = Path(out) if out else Path(checkpoint) if Path(checkpoint).is_dir() else Path('runs') / f"evaluated-{plain_name(checkpoint.partition('=')[0].removeprefix('public:'))}"
     return folder / 'evaluation.json'
 
 

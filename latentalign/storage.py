@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'atomic_write', 'config_from_dict', 'config_to_dict', 'change_config',
-           'save_weights', 'load_weights', 'save_state', 'load_pickled_weights', 'load_strictly', 'bundled_models',
-           'locate', 'SavedModel']
+           'save_weights', 'load_weights', 'save_state', 'load_pickled_weights', 'load_strictly', 'plain_name',
+           'bundled_models', 'locate', 'SavedModel']
 
 # %% ../nbs/46_storage.ipynb #4c005df0
 import dataclasses
 import io
 import json
 import os
+import re
 import tempfile
 import typing
 from contextlib import contextmanager
@@ -153,6 +154,14 @@ def load_strictly(
         first = ', '.join((missing or foreign or shapes)[:3])
         raise ValueError(f"{source} does not fit this model: {len(missing)} weights missing, {len(foreign)} unknown, {len(shapes)} of another shape (first: {first})")
     module.load_state_dict(weights)
+
+# %% ../nbs/46_storage.ipynb #c0de1401
+def plain_name(
+    name: str, # as a user names a model: owner/name, magnitude:64@44100
+)->str: # letters, digits, _ . and -
+    "A name as a part of a file's name."
+    return re.sub(r'[^\w.-]+', '-', name)
+
 
 # %% ../nbs/46_storage.ipynb #ed5ce72b
 BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # KIND/NAME: the models that come with the package

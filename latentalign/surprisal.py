@@ -117,7 +117,7 @@ class SurprisalModel(SavedModel):
         any_autoencoder: bool = False,   # take it even if it is not the one of the training
     ): # itself
         "Give the model its autoencoder; raises `ValueError` if it is not the one that it was trained with."
-        mark, channels = fingerprint(autoencoder), autoencoder.config.network.latent_channels
+        mark, channels = fingerprint(autoencoder), autoencoder.config.latent_channels
         if mark != self.config.fingerprint and not any_autoencoder:
             raise ValueError(f"this surprisal model was trained on latents of {self.config.autoencoder!r} (fingerprint {self.config.fingerprint}), "
                              f"the given autoencoder has the fingerprint {mark}; any_autoencoder=True takes it all the same")
