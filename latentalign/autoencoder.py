@@ -13,6 +13,7 @@ import numbers
 import warnings
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
@@ -278,7 +279,7 @@ class Autoencoder(Codec):
         name, # a folder, a bundled name, a Hub id (owner/name), or a closed form: linear:RATIO, magnitude:RATIO, compressed:RATIO, at 44.1 kHz with @44100
     ): # the model, in evaluation mode
         "Load a saved model, or fit a closed form on its first use; raises `ValueError` naming what is missing, damaged, newer or does not fit."
-        if str(name).partition(':')[0] not in CLOSED_FORMS: return super().from_pretrained(name)
+        if Path(name).is_dir() or str(name).partition(':')[0] not in CLOSED_FORMS: return super().from_pretrained(name)
         from latentalign.fitting import closed_form  # which renders the sound to fit to; the only import that looks ahead
         return closed_form(str(name))
 
