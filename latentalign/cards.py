@@ -10,6 +10,7 @@ import json
 import math
 from pathlib import Path
 
+from .autoencoder import CLOSED_FORMS
 from .comparison import TITLES, markdown_table, shown
 from .reports import unit_of
 from .storage import atomic_write
@@ -37,7 +38,7 @@ def lineage(
         if any(Path(folder).name == name for name, _ in found): raise ValueError(f"the runs of {folder} begin with each other: init_from leads back to it")
         found.append((Path(folder).name, json.loads(path.read_text())))
         parent = found[-1][1].get('init_from', '')
-        folder = parent and next((p for p in (Path(folder).parent / Path(parent).name, Path(parent)) if p.is_dir()), parent)
+        folder = '' if parent.partition(':')[0] in CLOSED_FORMS else parent and next((p for p in (Path(folder).parent / Path(parent).name, Path(parent)) if p.is_dir()), parent)
     return found[::-1]
 
 # %% ../nbs/94_cards.ipynb #6e952137
@@ -46,7 +47,8 @@ def training_facts(
 )->dict: # what → text
     "How a model was trained, from its first run on."
     runs, machine = lineage(folder), json.loads((Path(folder) / 'environment.json').read_text())
-    steps = [f"{run['train']['steps']} steps of {run['train']['batch_size']}" + (f" (`{run['variant']}`)" if 'variant' in run else '') for _, run in runs]
+    long = lambda train: f"{train['minutes']:g} minutes in steps" if train.get('minutes') else f"{train['steps']} steps"
+    steps = [f"{long(run['train'])} of {run['train']['batch_size']}" + (f" (`{run['variant']}`)" if 'variant' in run else '') for _, run in runs]
     data = dict.fromkeys(name for _, run in runs for name in run['data'].split(','))
     return {'data': ' '.join(DATA.get(name, f'`{name}`') for name in data),
             'steps': ', then '.join(steps) + f", seed {runs[-1][1]['train']['seed']}",
