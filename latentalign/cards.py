@@ -80,7 +80,7 @@ def model_card(
     weaknesses: str, # what a user should beware of
 )->str: # Markdown
     "The card of a model; raises `ValueError` for a run without a record."
-    tags, of = {'autoencoder': ('autoencoder, consistency-model', '{0.sample_rate} Hz'), 'surprisal': ('surprisal, flow-matching', 'latents of `{0.config.autoencoder}`')}[model.kind]
+    tags, of = {'autoencoder': ('autoencoder, consistency-model', '{0.config.ratio:g}× compression at {0.sample_rate} Hz'), 'surprisal': ('surprisal, flow-matching', 'latents of `{0.config.autoencoder}`')}[model.kind]
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, half precision; {of.format(model)}"
     facts = '\n'.join(f'* **{key.capitalize()}:** {text}' for key, text in ({'size': size} | training_facts(folder) | {'weaknesses': weaknesses}).items())
     return (f"---\nlicense: {model.licence or 'apache-2.0'}\ntags: [audio, music, {tags}]\n---\n# {name}\n\n{what}\n\n{facts}\n\n{measured(folder)}\n")
