@@ -14,6 +14,7 @@ import numbers
 import warnings
 from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
@@ -240,7 +241,7 @@ class Codec(AutoencoderNetwork):
         seen = lambda x: measure(x, self.config.transform, self.config.code) if self.config.code else self.image(self.take_level(x, SOUND_LEVEL)[0])
         return self._encode(lambda x: self.encoder.features(seen(x)), wave, sample_rate, batch_size)
 
-    def _steps(self, steps, texture):
+    def decoding_steps(self, steps, texture):
         "Steps of the networks, 0 where a model with a code gives its mean; raises `ValueError` where there is no such choice."
         if not self.config.code:
             if texture is False: raise ValueError("a model without a code has no mean to decode: leave texture out")
@@ -265,7 +266,7 @@ class Codec(AutoencoderNetwork):
         check_whole('steps', steps); check_whole('seed', seed); check_whole('phases', phases)
         if phases < 0 or steps < 1: raise ValueError(f"steps must be 1 or above and phases 0 or above, got {steps} and {phases}")
         x, rate = check_latents(z, self.config.latent_channels), self.sample_rate if sample_rate is None else sample_rate
-        out = decode_windows(self, x.reshape(-1, *x.shape[-2:]) * self.latent_std.to(x.device), self._steps(steps, texture), seed, batch_size, phases)
+        out = decode_windows(self, x.reshape(-1, *x.shape[-2:]) * self.latent_std.to(x.device), self.decoding_steps(steps, texture), seed, batch_size, phases)
         if self.config.window is not None: out = out[..., self.config.transform.overlap:out.shape[-1] - self.config.transform.overlap]
         out = fit_length(resample(check_result(out), self.sample_rate, rate), length, round(self.frame_length * rate / self.sample_rate))
         return _as_given(out.reshape(*x.shape[:-2], -1), z)
@@ -317,7 +318,7 @@ class Autoencoder(Codec):
         name, # a folder, a bundled name, a Hub id (owner/name), or a closed form: linear:RATIO, magnitude:RATIO, compressed:RATIO, at 44.1 kHz with @44100
     ): # the model, in evaluation mode
         "Load a saved model, or fit a closed form on its first use; raises `ValueError` naming what is missing, damaged, newer or does not fit."
-        if str(name).partition(':')[0] not in CLOSED_FORMS: return super().from_pretrained(name)
+        if Path(name).is_dir() or str(name).partition(':')[0] not in CLOSED_FORMS: return super().from_pretrained(name)
         from latentalign.fitting import closed_form  # which renders the sound to fit to; the only import that looks ahead
         return closed_form(str(name))
 
@@ -362,7 +363,7 @@ def fingerprint(
 )->str: # 16 hexadecimal digits
     "Tell models apart: a hash of weights and settings, the same on every device."
     settings, published = flat(asdict(model.config)), flat(asdict(AutoencoderConfig()))
-    return _marked(repr(sorted((k, v) for k, v in settings.items() if v != published[k] and k not in TRAINING_ONLY)), model)
+    return _marked(repr(sorted((k, v) for k, v in settings.items() if v != published.get(k) and k not in TRAINING_ONLY)), model)
 
 # %% ../nbs/54_autoencoder.ipynb #8f42ce6b
 def goes_by(

@@ -10,6 +10,7 @@ import json
 import math
 from pathlib import Path
 
+from .autoencoder import CLOSED_FORMS
 from .comparison import TITLES, markdown_table, shown
 from .reports import unit_of
 from .storage import atomic_write
@@ -37,7 +38,7 @@ def lineage(
         if any(Path(folder).name == name for name, _ in found): raise ValueError(f"the runs of {folder} begin with each other: init_from leads back to it")
         found.append((Path(folder).name, json.loads(path.read_text())))
         parent = found[-1][1].get('init_from', '')
-        folder = parent and next((p for p in (Path(folder).parent / Path(parent).name, Path(parent)) if p.is_dir()), parent)
+        folder = '' if parent.partition(':')[0] in CLOSED_FORMS else parent and next((p for p in (Path(folder).parent / Path(parent).name, Path(parent)) if p.is_dir()), parent)
     return found[::-1]
 
 # %% ../nbs/94_cards.ipynb #6e952137
@@ -46,7 +47,8 @@ def training_facts(
 )->dict: # what → text
     "How a model was trained, from its first run on."
     runs, machine = lineage(folder), json.loads((Path(folder) / 'environment.json').read_text())
-    steps = [f"{run['train']['steps']} steps of {run['train']['batch_size']}" + (f" (`{run['variant']}`)" if 'variant' in run else '') for _, run in runs]
+    long = lambda train: f"{train['minutes']:g} minutes in steps" if train.get('minutes') else f"{train['steps']} steps"
+    steps = [f"{long(run['train'])} of {run['train']['batch_size']}" + (f" (`{run['variant']}`)" if 'variant' in run else '') for _, run in runs]
     data = dict.fromkeys(name for _, run in runs for name in run['data'].split(','))
     return {'data': ' '.join(DATA.get(name, f'`{name}`') for name in data),
             'steps': ', then '.join(steps) + f", seed {runs[-1][1]['train']['seed']}",
@@ -78,7 +80,7 @@ def model_card(
     weaknesses: str, # what a user should beware of
 )->str: # Markdown
     "The card of a model; raises `ValueError` for a run without a record."
-    tags, of = {'autoencoder': ('autoencoder, consistency-model', '{0.sample_rate} Hz'), 'surprisal': ('surprisal, flow-matching', 'latents of `{0.config.autoencoder}`')}[model.kind]
+    tags, of = {'autoencoder': ('autoencoder, consistency-model', '{0.config.ratio:g}× compression at {0.sample_rate} Hz'), 'surprisal': ('surprisal, flow-matching', 'latents of `{0.config.autoencoder}`')}[model.kind]
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, half precision; {of.format(model)}"
     heard = {} if getattr(model.config, 'level', None) is None else {'level': f"{model.config.level:.1f} dB of full scale (RMS of the training's sound); `level='training'` brings a recording there"}
     facts = '\n'.join(f'* **{key.capitalize()}:** {text}' for key, text in ({'size': size} | heard | training_facts(folder) | {'weaknesses': weaknesses}).items())

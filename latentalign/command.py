@@ -10,9 +10,9 @@ __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MOST_SECONDS', 'MODEL', 'MODEL_HE
            'decode_latents', 'ModelsOfLatents', 'at_least', 'add_manner', 'add_files', 'add_encode', 'add_decoding',
            'add_sound', 'decoding_settings', 'write_decoded', 'run_sound', 'add_decode', 'add_reconstruct',
            'combine_latents', 'Placed', 'open_placed', 'mixture_samples', 'placed_latents', 'run_mix', 'is_there',
-           'gain', 'keep_decibels', 'add_result', 'add_mix', 'add_subtract', 'describe_model', 'describe_latents',
-           'add_evaluate', 'add_listen', 'add_info', 'noise_levels', 'load_surprisal', 'run_surprisal', 'add_surprisal',
-           'told_missing', 'fill_in', 'main']
+           'gain', 'keep_decibels', 'add_result', 'add_mix', 'add_subtract', 'describe_code', 'describe_model',
+           'describe_latents', 'add_evaluate', 'add_listen', 'add_info', 'noise_levels', 'load_surprisal',
+           'run_surprisal', 'add_surprisal', 'told_missing', 'fill_in', 'main']
 
 # %% ../nbs/90_command_line.ipynb #a0f11dab
 import argparse
@@ -162,7 +162,7 @@ def put_on(
 
 def open_named(
     model_class, # Autoencoder or Surprisal
-    name: str,   # run folder, bundled name, Hub id, or public:NAME[=FILE]
+    name: str,   # run folder, bundled name, Hub id, public:NAME[=FILE], or a closed form as magnitude:64
     *options,    # of `from_pretrained`
 ): # a model
     "Load a model by what users call it; raises `ValueError` for one that cannot be found."
@@ -172,7 +172,7 @@ def open_named(
 
 
 def load_model(
-    name: str,        # run folder, bundled name, Hub id, or public:NAME[=FILE]
+    name: str,        # run folder, bundled name, Hub id, public:NAME[=FILE], or a closed form as magnitude:64
     device: str|None, # as torch names it; None: a GPU if there is one
 ): # an Autoencoder on the device
     "Load a model; raises `ValueError` for one that cannot be found and for a device that cannot be used."
@@ -199,7 +199,7 @@ def load_models(
 def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
-    "Tell models apart: a hash of weights, transform and windows, the same on every device."
+    "Tell models apart: a hash of weights, transform, code and windows, the same on every device."
     from latentalign import autoencoder
     return autoencoder.fingerprint(model)
 
@@ -332,6 +332,8 @@ def decode_latents(
     latents: Latents,  # of one sound
     steps: int = 1,    # denoising steps
     seed: int = 0,     # of the noise that decoding starts from
+    texture: bool = None, # of a model with a code: sample what the mean leaves out; None: as the model does
+    phases: int = 16,  # of a model with a code: iterations that look for phases
 ): # array (channels, samples), at the rate of the sound that was encoded
     "Decode latents to the length and rate of the sound; raises `ValueError` if another model made them, or if they are said to be longer than they are."
     import numpy as np
@@ -340,7 +342,7 @@ def decode_latents(
     if latents.samples / latents.sample_rate > (latents.z.shape[-1] + 8) * model.frame_length / model.sample_rate: raise ValueError(f"{latents.samples} samples at {latents.sample_rate} Hz are more than {latents.z.shape[-1]} frames of this model can be")
     wave = np.empty((len(latents.z), latents.samples), np.float32)
     for channel, z in enumerate(latents.z):
-        wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model)).numpy()
+        wave[channel] = model.decode(z, latents.samples, steps, seed, latents.sample_rate, _batch_size(model), texture, phases).numpy()
     return wave
 
 
@@ -380,7 +382,7 @@ def at_least(
 
 
 MODEL = 'lin-align'  # the model if none is named, one of those that come with the package
-MODEL_HELP = "run folder, bundled name, Hub id (owner/name), or public:NAME[=FILE] for published weights"
+MODEL_HELP = "run folder, bundled name, Hub id (owner/name), public:NAME[=FILE] for published weights, or a closed form: linear:RATIO, magnitude:RATIO, compressed:RATIO, at 44.1 kHz with @44100"
 
 
 def add_manner(
@@ -422,6 +424,8 @@ def add_decoding(
     "How the commands that decode do it."
     parser.add_argument('--steps', type=at_least(1), default=1, help="denoising steps (1)")
     parser.add_argument('--seed', type=at_least(0), default=0, help="of the noise that decoding starts from (0)")
+    parser.add_argument('--texture', action=argparse.BooleanOptionalAction, help="of a model that decodes a mean: with what it leaves out, or without; else as the model does")
+    parser.add_argument('--phases', type=at_least(0), default=16, help="iterations that look for phases, of a model that decodes magnitudes (16)")
     parser.add_argument('--headroom', type=float, metavar='DB', help="turn a sound down whose peak comes nearer to full scale than this, in dB; 0: just so that it does not clip")
     parser.add_argument('--normalize', action='store_true', help="bring the peak to full scale, less --headroom")
 
@@ -439,7 +443,7 @@ def decoding_settings(
 )->dict: # name → plain value
     "What decides on a decoded sound besides model and latents; raises `ValueError` for a headroom below 0."
     if options.headroom is not None and not 0 <= options.headroom < math.inf: raise ValueError(f"--headroom is 0 dB or more, got {options.headroom}")
-    return {k: getattr(options, k) for k in ('steps', 'seed', 'headroom', 'normalize')}
+    return {k: getattr(options, k) for k in ('steps', 'seed', 'texture', 'phases', 'headroom', 'normalize')}
 
 
 def write_decoded(
@@ -450,7 +454,7 @@ def write_decoded(
 )->None:
     "Decode latents into a sound file; warns of what clips."
     from latentalign.audio import fit_peak, write_audio
-    wave = decode_latents(opened, latents, options.steps, options.seed)
+    wave = decode_latents(opened, latents, options.steps, options.seed, options.texture, options.phases)
     if options.normalize or options.headroom is not None: wave = fit_peak(wave, options.headroom or 0., options.normalize)
     write_audio(path, wave, latents.sample_rate)
 
@@ -461,12 +465,15 @@ def run_sound(
     load,             # path → Latents
     model,            # Latents or None → Opened
 )->int: # exit status
-    "Make a sound of every input."
+    "Make a sound of every input; raises `ValueError` for texture that the model has not."
     plan, how = plan_files(options.inputs, suffixes, options.out, f'.{options.format}'), decoding_settings(options)
     def make(source, part):
         latents = load(source)
         write_decoded(part, model(latents), latents, options)
-    settings = lambda source: {'command': options.command, 'model': model(load(source) if suffixes == (LATENT_SUFFIX,) else None).mark, **how}
+    def settings(source):
+        opened = model(load(source) if suffixes == (LATENT_SUFFIX,) else None)
+        opened.model.decoding_steps(options.steps, options.texture)
+        return {'command': options.command, 'model': opened.mark, **how}
     return run_files(plan, Job(make, settings), options.overwrite)
 
 # %% ../nbs/90_command_line.ipynb #df82cd4c
@@ -610,6 +617,7 @@ def run_mix(
     inputs = [open_placed(path, at) for path, at in zip(paths, starts)]
     read = next((p.latents for p in inputs if p.latents is not None), None)
     opened = ModelsOfLatents(options.model, options.device).of(read) if read else open_model(options.model or MODEL, options.device)
+    opened.model.decoding_steps(options.steps, options.texture)
     samples, rate = mixture_samples(inputs, options.length), inputs[0].sample_rate
     made = {'settings': {'command': options.command, 'model': opened.mark, 'gains': gains, 'at': starts, 'length': options.length, **how},
             'sources': {f'{i}: {p.path.name}': file_mark(p.path) for i, p in enumerate(inputs, 1)}}
@@ -685,19 +693,35 @@ def add_subtract(
     parser.set_defaults(run=lambda options: run_mix(options, [options.mix, *options.parts], [1.] + [-1.] * len(options.parts)), command='subtract')
 
 # %% ../nbs/90_command_line.ipynb #8fb28cdd
+_SEEN = {'mdct': "MDCT coefficients", 'linear': "magnitudes", 'compressed': "compressed magnitudes"}  # domain of a code → what it is of
+
+
+def describe_code(
+    config, # of a model with a code
+)->str:
+    "What a code is, and how it is decoded."
+    code, patch = config.code, config.code.patch
+    kind = 'closed form' if not code.width else 'from a closed form, trained'
+    way = 'exactly' if code.domain == 'mdct' else 'with texture' if config.texture else 'the mean' + ', with texture where it is asked for' * bool(config.network)
+    return f"{kind}: principal axes of {_SEEN[code.domain]}, {patch} frame{'s' * (patch > 1)} at a time; decoded: {way}"
+
+
 def describe_model(
     model, # an Autoencoder
 )->dict: # what → text
     "What a model is."
     config, step = model.config, model.frame_length
-    width, rate = config.network.latent_channels, model.sample_rate / step
-    count = lambda part: f"{sum(p.numel() for p in part.parameters()):,}"
+    width, rate = config.latent_channels, model.sample_rate / step
+    count = lambda *parts: f"{sum(p.numel() for part in parts for p in part.parameters()):,}"
     seen = f"{config.window} frames ({config.window / rate:.2f} s), of which {config.context} are thrown away on each side" if config.window else "the whole piece"
-    parts = ', '.join(f"{name} {count(part)}" for name, part in model.named_children())
+    parts = {name: (part,) for name, part in model.named_children()}
+    if config.code: parts = {'encoder': (model.encoder,), 'magnitude': (model.magnitude,)} | ({'texture': (model.shape, model.upsampler, model.denoiser)} if config.network else {})
+    sizes = ', '.join(f"{name} {count(*part)}" for name, part in parts.items())
+    code = {'code': describe_code(config)} if config.code else {}
     licence = {'licence': model.licence} if model.licence else {}
     return {'sample rate': f"{model.sample_rate} Hz", 'latents': f"{width} channels, {rate:.2f} frames a second ({step} samples each)",
-            'compression': f"{step / width:g} times fewer numbers than samples", 'window': seen,
-            'parameters': f"{count(model)} ({parts})", 'fingerprint': fingerprint(model), **licence}
+            'compression': f"{config.ratio:g} times fewer numbers than samples", **code, 'window': seen,
+            'parameters': f"{count(model)} ({sizes})", 'fingerprint': fingerprint(model), **licence}
 
 
 def describe_latents(
@@ -780,7 +804,7 @@ def add_info(
         told = describe_latents(load_latents(path)) if path.is_file() else describe_model(load_model(options.name, 'cpu'))
         for what, text in told.items(): print(visible(f"{what:12} {text}"))
         return 0
-    parser.add_argument('name', metavar='MODEL|FILE', help="run folder, bundled name, Hub id, public:NAME[=FILE], or a latent file")
+    parser.add_argument('name', metavar='MODEL|FILE', help=f"{MODEL_HELP}, or a latent file")
     parser.set_defaults(run=run)
 
 # %% ../nbs/90_command_line.ipynb #f7d6d361

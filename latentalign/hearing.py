@@ -33,7 +33,7 @@ def heard_latents(
     "Latents of which none depends on sound after its frame; before the piece there is silence."
     config = autoencoder.config
     window = max(pool, window or min(config.window or 32, 64))
-    framing = frame_piece(len(wave), config.transform, config.network.frames_per_latent, config.window is not None)
+    framing = frame_piece(len(wave), config.transform, config.frames_per_latent, config.window is not None)
     parts = []
     for stop in range(pool, framing.frames + 1, pool):
         start, end = framing.samples(stop - window, stop)

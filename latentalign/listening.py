@@ -63,6 +63,8 @@ def listening_rows(
     rows = [Row('original', clip, "original", "What all models are given."),
             Row('one step', clip, "reconstruction, 1 step", "Encoded and decoded: what does the autoencoder lose?", ('original',)),
             Row('two steps', clip, "reconstruction, 2 steps", "The same latent, denoised once more: is it cleaner?", ('original',)),
+            Row('mean', clip, "the mean, without texture", "What the latent says for certain, nothing drawn.", ('original',)),
+            Row('texture', clip, "with texture, 1 step", "What the mean leaves out is drawn: is it fuller, or rougher?", ('original',)),
             Row('gain', sums, f"latent times {GAIN:g}", f"Should be the reconstruction, {-20 * math.log10(GAIN):.2f} dB softer and otherwise the same.", ('one step',), GAIN)]
     if len(stems) > 1:
         rows.append(Row('sum', sums, "sum of the stems' latents", "Mixed as latents: should be the decoded latent of the mixture, and like it the original mixture.", ('one step', 'original')))
@@ -106,7 +108,9 @@ def listening_sounds(
     stems = {name: sound.at(model.sample_rate) for name, sound in stems.items()}
     coded = Coded(under_protocol(model, Protocol()), {name: sound.wave[None] for name, sound in stems.items()})
     made = {'one step': coded.sound, 'gain': coded.decode(GAIN * coded.z)}
-    if isinstance(model, Codec): made['two steps'] = under_protocol(model, Protocol(steps=2)).decode(coded.z, coded.mixture.shape[-1])
+    if isinstance(model, Codec) and model.decoding_steps(2, None): made['two steps'] = under_protocol(model, Protocol(steps=2)).decode(coded.z, coded.mixture.shape[-1])
+    if isinstance(model, Codec) and model.config.code and model.config.network:
+        made |= {name: model.decode(coded.z, coded.mixture.shape[-1], texture=name == 'texture') for name in ('mean', 'texture')}
     if len(stems) > 1:
         made['sum'] = coded.decode(sum(coded.stem_z.values()))
         for name in stems: made[f'{name}, found'], made[f'{name}, coded'] = separate(coded, name)
@@ -397,7 +401,9 @@ def hear(
     length = next(iter(shapes.values()))[0] / sample_rate
     if length < MIN_SECONDS: raise ValueError(f"{clip.name} lasts {length:.2f} s and is too short to be judged: {MIN_SECONDS:g} s or more")
     made = {name: listening_sounds(model, stems, seed, number) for name, model in tqdm(models.items(), desc=clip.name, unit='model', mininterval=1, leave=False)}
-    return Heard(clip.name, listening_rows(list(stems)), original_sounds(stems), made)
+    originals = original_sounds(stems)
+    rows = [row for row in listening_rows(list(stems)) if row.key in originals or any(row.key in sounds for sounds in made.values())]
+    return Heard(clip.name, rows, originals, made)
 
 # %% ../nbs/79_listening.ipynb #919495d7
 def write_listening(

@@ -26,7 +26,7 @@ from .evaluation import Coded, effective_rank, homogeneity_curve, latent_spectru
 from .intervals import MIN_UNITS, mean_interval
 from .metrics import envelope_error, log_mel, mss_error, si_sdr_score, snr_score
 from .protocols import PROTOCOLS, Protocol, under_protocol
-from .storage import atomic_write
+from .storage import atomic_write, plain_name
 from .test_sets import Clip, ClipSet, data_marks, level_per_clip, open_test_set
 from .training import environment
 
@@ -311,12 +311,12 @@ def evaluate(
 
 # %% ../nbs/75_reports.ipynb #5452962a
 def report_path(
-    checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME
+    checkpoint: str, # as a user names a model: a run folder, a bundled name, a Hub id, public:NAME, magnitude:64
     out: str = '',   # *.json, or the folder of evaluation.json; '': the run folder, or runs/evaluated-NAME
 )->Path: # where the report goes
     "Where the report of a model is kept."
     if out.endswith('.json'): return Path(out).expanduser()
-    folder = Path(out).expanduser() if out else Path(checkpoint).expanduser() if (Path(checkpoint).expanduser() / 'config.json').is_file() else Path('runs') / f"evaluated-{checkpoint.partition('=')[0].replace('public:', '').replace('/', '-')}"
+    folder = Path(out).expanduser() if out else Path(checkpoint).expanduser() if (Path(checkpoint).expanduser() / 'config.json').is_file() else Path('runs') / f"evaluated-{plain_name(checkpoint.partition('=')[0].removeprefix('public:'))}"
     return folder / 'evaluation.json'
 
 

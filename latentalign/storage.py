@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'BUNDLED', 'MODEL_FILES', 'config_from_dict', 'config_to_dict', 'flat', 'change_config', 'digest',
-           'save_weights', 'load_weights', 'save_state', 'load_pickled_weights', 'check_fit', 'load_strictly', 'seeded',
-           'bundled_models', 'locate', 'SavedModel']
+           'save_weights', 'load_weights', 'save_state', 'load_pickled_weights', 'check_fit', 'load_strictly',
+           'plain_name', 'seeded', 'bundled_models', 'locate', 'SavedModel']
 
 # %% ../nbs/46_storage.ipynb #4c005df0
 import dataclasses
 import hashlib
 import io
 import json
+import re
 import reprlib
 import tempfile
 import typing
@@ -186,6 +187,14 @@ def load_strictly(
         for name in (f'{place}.{n}'.lstrip('.') for n in getattr(part, 'positive', ())):
             if not (weights[name] > 0).all(): raise ValueError(f"{source}: {name} must be above 0, got {weights[name].min().item():g}")
     module.load_state_dict(weights)
+
+# %% ../nbs/46_storage.ipynb #c0de1401
+def plain_name(
+    name: str, # as a user names a model: owner/name, magnitude:64@44100
+)->str: # letters, digits, _ . and -
+    "A name as a part of a file's name."
+    return re.sub(r'[^\w.-]+', '-', name)
+
 
 # %% ../nbs/46_storage.ipynb #18d5b6f6
 class seeded(TorchDispatchMode):

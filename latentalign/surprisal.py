@@ -123,7 +123,7 @@ class SurprisalModel(SavedModel):
         any_autoencoder: bool = False,   # take it even if it is not the one of the training
     ): # itself
         "Give the model its autoencoder; raises `ValueError` if it is not the one that it was trained with."
-        channels = autoencoder.config.network.latent_channels
+        channels = autoencoder.config.latent_channels
         if not any_autoencoder and not goes_by(autoencoder, self.config.fingerprint):
             raise ValueError(f"this surprisal model was trained on latents of {self.config.autoencoder!r} (fingerprint {self.config.fingerprint}), "
                              f"the given autoencoder has the fingerprint {fingerprint(autoencoder)}; any_autoencoder=True takes it all the same")

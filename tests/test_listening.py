@@ -137,7 +137,7 @@ def test_page_can_be_read_by_everybody(page):
 
 
 def test_every_row_is_there_for_every_model(page, heard):
-    rows = listening_rows(STEMS)
+    rows = [row for row in listening_rows(STEMS) if row.key not in ("mean", "texture")]  # which no model here has
     titles = [re.sub(r"\s+", " ", e["text"]) for e in page.all("th", scope="row")]
     assert titles == [row.title + row.sentence for row in rows] and len(rows) == 4 + 1 + 3*4 + 5
     assert [e["text"] for e in page.all("th", scope="rowgroup")] == ["The clip", "Arithmetic on latents", *(f"Oracle separation: {s}" for s in STEMS), "Noise on the latent"]

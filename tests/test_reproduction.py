@@ -17,7 +17,7 @@ from latentalign.command import main
 from latentalign.datasets import LAYOUTS
 from latentalign.protocols import protocol_named
 from latentalign.reproduction import (KINDS, STARTS, Reproduction, claim, duration, expected, lacking, measure, plan,
-                                      run_plan, script, share_batch, work_of)
+                                      run_plan, script, share_batch, start_of, work_of)
 from latentalign.surprisal_training import SURPRISAL_RECIPES
 from latentalign.train import RECIPES, VARIANTS, parse_options
 
@@ -62,9 +62,10 @@ def test_trainings_are_the_papers_on_any_number_of_gpus(data, preset, gpus):
         words = list(step.command)
         options = parse_options(words[words.index('latentalign.train') + 1:])
         processes = int(words[words.index('--num_processes') + 1]) if 'accelerate' in words else 1
-        recipe, start = RECIPES[preset], STARTS[options.variant][0]
+        recipe, start = RECIPES[preset], start_of(options.variant, preset)
         assert processes * options.batch_size == recipe.train.batch_size and (processes == 1 or options.batch_size >= 3)
-        assert options.steps == (recipe.train.steps // 2 if start else recipe.train.steps)
+        part = .5 if start else 1
+        assert (options.steps, options.minutes) == ((0, part * recipe.train.minutes) if recipe.train.minutes else (part * recipe.train.steps, 0))
         assert options.init_from == (f'runs/{preset}/{start}' if start else '') and options.folder == step.result.parent and options.data == data
         if start: assert options.recipe().step.first == pytest.approx(recipe.step.first ** recipe.step.end_exponent)
         if preset == 'paper' and not start: assert processes * options.batch_size == 20 and options.steps == 800_000

@@ -20,7 +20,8 @@ from latentalign.audio import write_audio
 from latentalign.consistency import NoiseConfig, decode_steps, draw_positions
 from latentalign.network import PRESETS
 from latentalign.storage import change_config, load_pickled_weights, load_weights, save_state
-from latentalign.train import RECIPES, VARIANTS, ConsistencyObjective, RunOptions, train
+from latentalign.autoencoder import fit_code
+from latentalign.train import CONTROLS, RECIPES, VARIANTS, RunOptions, StagedObjective, objective_of, start_from, train
 from latentalign.training import DivergenceError, TrainConfig, fit, step_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,16 +37,17 @@ def sounds(tmp_path_factory):
     return folder
 
 
-# A real run, small enough to be killed often: the tiny recipe with a narrow network and a checkpoint every second step.
+# A real run, small enough to be killed often: the tiny recipe with narrow branches, few sounds in memory and a checkpoint every second step.
 SCRIPT = textwrap.dedent('''
     import sys
     from dataclasses import replace
     import torch
-    from latentalign import train as module
+    from latentalign import fitting, train as module
+    from latentalign.autoencoder import code_config
     torch.set_num_threads(2)
     tiny = module.RECIPES['tiny']
-    network = replace(tiny.model.network, base_channels=16, bottleneck_channels=32, noise_channels=16, heads=2)
-    module.RECIPES['tiny'] = replace(tiny, model=replace(tiny.model, network=network), crop_frames=12,
+    fitting.EXCERPT_SECONDS, module.FIT_CROPS = 1., 40
+    module.RECIPES['tiny'] = replace(tiny, model=code_config('linear', 64, 22050, width=8), pool=4, crop_frames=64,
                                      train=replace(tiny.train, workers=0, log_every=2, checkpoint_every=2))
     {patch}
     module.train(module.RunOptions(preset='tiny', data=sys.argv[1], out=sys.argv[2], steps=24, batch_size=2, device='cpu'))
@@ -60,6 +62,9 @@ KILLED_WHILE_WRITING = textwrap.dedent('''
         os.kill(os.getpid(), signal.SIGKILL)
     pathlib.Path.write_bytes = half
 ''')
+
+
+SMALL = 'model.code.width=16 pool=4'  # changes of the recipe
 
 
 def run(sounds, out, patch='', kill_after=None):
@@ -89,7 +94,7 @@ def test_killed_runs_end_with_the_same_bits(sounds, tmp_path):
 def test_two_processes_train_one_model(sounds, tmp_path):
     "Data-parallel training through accelerate, on CPU processes: runs, writes one run folder, and its model loads."
     command = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-               '-m', 'latentalign.train', '--preset', 'tiny', '--data', str(sounds), '--steps', '2', '--batch_size', '2', '--out', str(tmp_path / 'run')]
+               '-m', 'latentalign.train', '--preset', 'tiny', '--data', str(sounds), '--steps', '2', '--batch_size', '2', '--changes', SMALL, '--out', str(tmp_path / 'run')]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-2000:]
     assert len((tmp_path / 'run/metrics.jsonl').read_text().splitlines()) == 1
@@ -106,20 +111,26 @@ def test_notebook_parameters_are_the_options():
     assert scope['__annotations__'] == {f.name: f.type for f in fields(RunOptions)}
 
 
-@pytest.mark.parametrize('name', list(RECIPES))
-@pytest.mark.parametrize('variant', list(VARIANTS))
-def test_every_recipe_and_variant_takes_a_step(name, variant):
-    recipe = RunOptions(variant, name, device='cpu').recipe()
-    if name != 'tiny':  # all of it but the width, which two cores cannot afford for every variant
-        recipe = change_config(recipe, {'model.network.base_channels': 16, 'model.network.bottleneck_channels': 32, 'model.network.noise_channels': 16})
+NARROW = {'model.network.base_channels': 16, 'model.network.bottleneck_channels': 32, 'model.network.noise_channels': 16}  # two cores cannot afford the width for every variant
+STEPS = ([(variant, {'preset': name}) for name in RECIPES for variant in VARIANTS] + [(variant, {'preset': 'tiny', 'start': 'random'}) for variant in VARIANTS]
+         + [(variant, {'preset': 'tiny'}) for variant in CONTROLS] + [(variant, {'preset': 'tiny', 'texture': .5}) for variant in ('m2l', 'lin', 'align')])
+
+
+@pytest.mark.parametrize('variant, given', STEPS, ids=lambda p: p if isinstance(p, str) else '-'.join(map(str, p.values())))
+def test_every_recipe_and_variant_takes_a_step(variant, given):
+    recipe = RunOptions(variant, device='cpu', **given).recipe()
+    recipe = change_config(recipe, ({'model.code.width': 16} if recipe.model.code else {}) | (NARROW if recipe.model.network else {}))
     torch.manual_seed(0)
-    objective = ConsistencyObjective(Autoencoder(recipe.model), recipe)
-    frames = 2 * recipe.model.network.frames_per_latent
-    wave = .1 * torch.randn(2, frames * recipe.model.transform.hop_length + recipe.model.transform.overlap)
+    model = Autoencoder(recipe.model)
+    frames, overlap = 4 * model.frame_length, recipe.model.transform.overlap
+    if recipe.model.code: fit_code(model, .1 * torch.randn(48, frames + overlap))
+    objective, wave = objective_of(model, recipe), .1 * torch.randn(2, frames // 2 + overlap)
     optimizer = torch.optim.RAdam([p for p in objective.parameters() if p.requires_grad], lr=recipe.train.learning_rate)
-    before = objective.model.denoiser.conv_out.weight.clone()
+    trained = model.denoiser.conv_out.weight if recipe.model.network else model.magnitude.axes
+    before, start = trained.clone(), model.encoder.axes.clone() if recipe.model.code else None
     loss = objective(wave, .95, step_generator(0, 0)); loss.backward(); optimizer.step()
-    assert torch.isfinite(loss) and not torch.equal(before, objective.model.denoiser.conv_out.weight)
+    assert torch.isfinite(loss) and not torch.equal(before, trained)
+    if start is not None: assert torch.equal(start, model.encoder.axes) == (recipe.frozen or bool(given.get('texture')))
 
 
 def test_the_paper_recipe_builds():
@@ -128,21 +139,24 @@ def test_the_paper_recipe_builds():
 
 
 def test_fine_tuning_starts_from_the_saved_weights(sounds, tmp_path):
-    first = RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', out=str(tmp_path / 'a'))
+    first = RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', changes=SMALL, out=str(tmp_path / 'a'))
     train(first)
-    second = replace(first, init_from=str(tmp_path / 'a'), out=str(tmp_path / 'b'))
+    second = replace(first, init_from=str(tmp_path / 'a'), seed=1, out=str(tmp_path / 'b'))
     train(second)
     a, b = (load_weights(tmp_path / name / 'model.safetensors') for name in 'ab')
-    assert max((a[k] - b[k]).abs().max() for k in a if 'conv' in k) < .1 < max(a[k].abs().max() for k in a if 'conv' in k)
+    for k in ('encoder.axes', 'encoder.branch.conv_in.weight', 'magnitude.axes', 'magnitude.branch.conv_in.weight'):
+        assert 0 < (a[k] - b[k]).norm() < .05 * a[k].norm(), k                              # a step from there, not other random weights
+    with pytest.raises(ValueError, match='another code'): start_from(Autoencoder(PRESETS['tiny']), str(tmp_path / 'a'))
     Autoencoder(replace(PRESETS['tiny'], network=replace(PRESETS['tiny'].network, bottleneck_blocks=2))).save_pretrained(tmp_path / 'other')
-    with pytest.raises(ValueError, match='another network'): train(replace(second, init_from=str(tmp_path / 'other'), out=str(tmp_path / 'c')))
+    with pytest.raises(ValueError, match='another network'): start_from(Autoencoder(PRESETS['tiny']), str(tmp_path / 'other'))
+    with pytest.raises(ValueError, match='another code'): train(replace(second, init_from=str(tmp_path / 'other'), out=str(tmp_path / 'c')))
 
 
 def test_loss_that_is_not_finite_stops_the_run(sounds, tmp_path, monkeypatch):
-    forward = ConsistencyObjective.forward
-    monkeypatch.setattr(ConsistencyObjective, 'forward', lambda self, *a: forward(self, *a) * float('inf'))
+    forward = StagedObjective.forward
+    monkeypatch.setattr(StagedObjective, 'forward', lambda self, *a: forward(self, *a) * float('inf'))
     with pytest.raises(DivergenceError, match='step 1'):
-        train(RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', out=str(tmp_path / 'run')))
+        train(RunOptions(preset='tiny', data=str(sounds), steps=1, batch_size=2, device='cpu', changes=SMALL, out=str(tmp_path / 'run')))
     assert not (tmp_path / 'run/model.safetensors').exists()
 
 

@@ -7,11 +7,11 @@ import torch
 
 from latentalign import Autoencoder
 from latentalign.alignment import AlignmentConfig, add_latent_noise, draw_times
-from latentalign.autoencoder import fingerprint
+from latentalign.autoencoder import fingerprint, fit_code
 from latentalign.consistency import StepConfig, consistency_step
 from latentalign.linearity import LinearityConfig, draw_gains, gain_bounds, level, linear_paths
 from latentalign.network import PRESETS
-from latentalign.train import RECIPES, VARIANTS, ConsistencyObjective, RunOptions, parse_changes, start_model
+from latentalign.train import RECIPES, VARIANTS, ConsistencyObjective, RunOptions, objective_of, parse_changes, start_model
 from latentalign.training import learning_rate
 
 ROWS = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0][:8]
@@ -137,24 +137,25 @@ def test_gains_must_be_finite():
 
 def test_fine_tuning_across_variants(tmp_path):
     "An aligned model starts from a baseline's weights under its own normalisation; the step stays where the baseline's ended."
-    base = Autoencoder.from_preset('tiny', seed=3); base.latent_std.fill_(.5)
+    torch.manual_seed(3)
+    base = Autoencoder(RunOptions('m2l', 'tiny', start='random', device='cpu').recipe().model); base.latent_std.fill_(.5)
     base.save_pretrained(tmp_path)
-    options = RunOptions('align', 'tiny', init_from=str(tmp_path), device='cpu')
+    options = RunOptions('align', 'tiny', start='random', init_from=str(tmp_path), device='cpu')
     model, recipe = start_model(options), options.recipe()
     assert torch.equal(model.encoder.conv_in.weight, base.encoder.conv_in.weight) and model.config.network.bottleneck == 'layer_norm'
     assert math.isclose(model.latent_std, .06, rel_tol=1e-6) and [consistency_step(p, recipe.step) for p in (0, .5, 1)] == [.25] * 3
     z = model.encode(.1 * torch.randn(9000, generator=generator()))
     assert torch.allclose(z.square().mean(0), torch.ones(z.shape[1]), atol=1e-2)     # every frame has unit power
-    uniform = start_model(RunOptions('align-uniform', 'tiny', init_from=str(tmp_path), device='cpu'))
+    uniform = start_model(replace(options, variant='align-uniform'))
     assert uniform.latent_std == .5                                                    # the unit of its fixed noise
     with pytest.raises(ValueError, match='48000'):
-        Autoencoder(replace(PRESETS['tiny'], transform=replace(PRESETS['tiny'].transform, sample_rate=48000))).save_pretrained(tmp_path / 'other')
+        Autoencoder(replace(base.config, transform=replace(base.config.transform, sample_rate=48000))).save_pretrained(tmp_path / 'other')
         start_model(replace(options, init_from=str(tmp_path / 'other')))
 
 
 def test_no_reward_for_large_latents():
     "Where levels are factored out, the target does not pull at the latent's level."
-    recipe = RunOptions('lin-exact', 'tiny').recipe()
+    recipe = RunOptions('lin-exact', 'tiny', start='random').recipe()
     objective = ConsistencyObjective(Autoencoder(recipe.model), recipe)
     objective(.1 * torch.randn(2, 256 * 11, generator=generator()), 0., generator()).backward()   # the denoiser still answers zero
     assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in objective.model.encoder.parameters())
@@ -163,8 +164,8 @@ def test_no_reward_for_large_latents():
 @pytest.mark.parametrize('text, message', [('distance', 'NAME=VALUE'), ('=3', 'NAME=VALUE'), ('linearity.mixtures=product', 'product'), ('linearity.gain=2', 'known:'), ('distance=bark', 'bark'), ('train.steps=many', 'many')])
 def test_bad_changes(text, message):
     with pytest.raises(ValueError, match=message):
-        recipe = RunOptions(preset='tiny', changes=text).recipe()
-        ConsistencyObjective(Autoencoder(recipe.model), recipe)
+        recipe = RunOptions(preset='tiny', start='random', changes=text).recipe()
+        objective_of(Autoencoder(recipe.model), recipe)
 
 
 def test_numbers_may_begin_with_a_point():
@@ -172,18 +173,22 @@ def test_numbers_may_begin_with_a_point():
 
 
 def test_changes_come_last():
-    options = RunOptions('lin', 'tiny', changes='linearity.additivity=false alignment.noise=relative step.first=0.4', init_from='anything')
+    options = RunOptions('lin', 'tiny', start='random', changes='linearity.additivity=false alignment.noise=relative step.first=0.4', init_from='anything')
     recipe = options.recipe()
     assert recipe.linearity == LinearityConfig(True, False) and recipe.alignment.noise == 'relative' and recipe.step == StepConfig(.4, 1.)
     assert parse_changes('') == {} and set(VARIANTS) > {'m2l', 'lin', 'align', 'lin-align', 'lin-exact'}
 
 
+@pytest.mark.parametrize('start', ['random', 'closed'])
 @pytest.mark.parametrize('variant', list(VARIANTS))
-def test_silence_in_a_batch_leaves_the_gradient_finite(variant):
-    recipe = RunOptions(variant, 'tiny', changes='linearity.gain_range=[0,1] linearity.least_gain=0.9').recipe()   # nearly every gain is 0
-    objective = ConsistencyObjective(Autoencoder(recipe.model), recipe)
-    torch.nn.init.normal_(objective.model.denoiser.conv_out.weight, generator=generator())
+def test_silence_in_a_batch_leaves_the_gradient_finite(variant, start):
+    small = ' model.code.width=16' * (start == 'closed')
+    recipe = RunOptions(variant, 'tiny', start=start, changes='linearity.gain_range=[0,1] linearity.least_gain=0.9' + small).recipe()   # nearly every gain is 0
+    model = Autoencoder(recipe.model)
+    if recipe.model.code: fit_code(model, .1 * torch.randn(48, 256 * 35, generator=generator()))
+    objective, last = objective_of(model, recipe), model.magnitude.branch if recipe.model.code else model.denoiser
+    torch.nn.init.normal_(last.conv_out.weight, std=.1, generator=generator())
     wave = .1 * torch.randn(4, 256 * 11, generator=generator()); wave[1] = 0
     objective(wave, 0., generator()).backward()
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
-    assert objective.model.denoiser.conv_out.weight.grad.abs().max() > 0
+    assert last.conv_out.weight.grad.abs().max() > 0
