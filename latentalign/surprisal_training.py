@@ -85,7 +85,7 @@ SURPRISAL_RECIPES = {
         steps=20_000, batch_size=32, learning_rate=5e-4, warmup=500, average=.999, precision='bf16'), crop=256),
     'tiny': SurprisalRecipe(SEQUENCE_PRESETS['tiny'], TrainConfig(
         steps=1000, batch_size=4, learning_rate=2e-3, final_learning_rate=2e-5, warmup=30, average=.99, average_every=1,
-        workers=0, log_every=10, checkpoint_every=100), pool=8, crop=256, pieces=200, seconds=24.),
+        workers=0, log_every=10, checkpoint_every=100), crop=256, pieces=200, seconds=24.),
 }
 
 # %% ../nbs/84_surprisal_training.ipynb #33e0b453
