@@ -174,7 +174,8 @@ VARIANTS = {  # what every form of a model has of a variant
 }
 
 _EXACT, _NORMALISED = {'model.factor_level': True}, {'model.network.bottleneck': 'layer_norm'}
-PLAIN_FORM = {'align': _NORMALISED, 'lin-exact': _EXACT, 'lin-exact-align': _EXACT}  # what the papers' form has beside it
+_ALIGNED = _NORMALISED | {'step.end_exponent': 3., 'linearity.mixtures': 'none', 'linearity.gain_probability': 0.}  # Music2Latent's last step, 0.001, and neither gains nor mixtures
+PLAIN_FORM = {'align': _ALIGNED, 'lin-exact': _EXACT, 'lin-exact-align': _EXACT}  # what the papers' form has beside it
 
 _COMPRESSED = {'model.code.domain': 'compressed'}
 _LEVEL, _BOTH = {'model.code.level_in': True, 'linearity.penalty': 1.}, {'model.code.level_in': True, 'model.code.level_out': True, 'linearity.penalty': 1.}
