@@ -100,7 +100,7 @@ class ProjectionEncoder(nn.Module):
     def forward(self, columns):
         "(batch, dims, frames) → (batch, channels, frames)."
         u = columns * self.weight[:, None] - self.offset[:, None]
-        z = F.linear(u.transpose(1, 2), self.axes.T).transpose(1, 2)
+        z = F.linear(u.transpose(1, 2), self.axes.T).transpose(1, 2).float()
         if self.branch:
             seen, scale = self._inputs(u)
             z = z + self.branch(seen).float() * scale
@@ -132,7 +132,7 @@ class MagnitudeDecoder(nn.Module):
 
     def forward(self, z):
         "(batch, channels, frames) → (batch, bins, STFT frames); may be slightly negative where it was trained."
-        base = F.linear(z.transpose(1, 2), self.axes.T).transpose(1, 2) + self.offset[:, None]
+        base = F.linear(z.transpose(1, 2), self.axes.T).transpose(1, 2).float() + self.offset[:, None]
         if self.code.domain == 'linear':
             level = local_level(z)
             base = compress_magnitude(torch.maximum(base / self.weight[:, None], 1e-4 * level), self.transform)

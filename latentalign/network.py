@@ -63,9 +63,11 @@ class AutoencoderConfig:
         return self.frames_per_latent * self.transform.hop_length / self.latent_channels
 
 # %% ../nbs/50_network.ipynb #8bfb8edf
+_PUBLIC = NoiseConfig(p_mean=-1.1 + 4 / 7)  # weights the levels of training as the public code does, see *Consistency*
+
 PRESETS = {
-    'paper': AutoencoderConfig(),
-    'small': AutoencoderConfig(network=NetworkConfig(base_channels=32, bottleneck_channels=256, noise_channels=128)),
+    'paper': AutoencoderConfig(noise=_PUBLIC),
+    'small': AutoencoderConfig(noise=_PUBLIC, network=NetworkConfig(base_channels=32, bottleneck_channels=256, noise_channels=128)),
     'tiny': AutoencoderConfig(
         transform=TransformConfig(sample_rate=22050, hop_length=256),
         network=NetworkConfig(bins=512, fold=32, base_channels=96, multipliers=(1,), strides=(), attention=(True,),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAGED', 'RECIPES', 'VARIANTS', 'PLAIN_FORM', 'STAGED_FORM', 'CONTROLS', 'Recipe', 'ConsistencyObjective',
            'StagedObjective', 'objective_of', 'parse_changes', 'halving_network', 'plain_recipe', 'with_texture',
-           'RunOptions', 'averaged_model', 'held_out_error', 'held_out_clips', 'swap_latents', 'training_pool', 'train',
-           'start_from', 'start_model', 'write_examples', 'parse_options']
+           'RunOptions', 'averaged_model', 'held_out_error', 'held_out_clips', 'swap_latents', 'training_pool',
+           'sources_of', 'train', 'start_from', 'start_model', 'write_examples', 'parse_options']
 
 # %% ../nbs/72_recipes.ipynb #ef645d0a
 import argparse
@@ -24,7 +24,7 @@ from .autoencoder import Autoencoder, code_config, fit_code
 from .blocks import NetworkConfig
 from .closed_forms import expand_magnitude
 from .consistency import NoiseConfig, StepConfig, bin_weights, consistency_loss, consistency_step, draw_positions
-from .datasets import open_source
+from .datasets import auto_data, open_source
 from .fitting import EXCERPTS, FIT_CROPS, open_pool
 from .linearity import LinearityConfig, additivity_penalty, linear_paths
 from .magnitude import magnitude_error, magnitude_loss, mel_loss
@@ -175,7 +175,8 @@ VARIANTS = {  # what every form of a model has of a variant
 }
 
 _EXACT, _NORMALISED = {'model.factor_level': True}, {'model.network.bottleneck': 'layer_norm'}
-PLAIN_FORM = {'align': _NORMALISED, 'lin-exact': _EXACT, 'lin-exact-align': _EXACT}  # what the papers' form has beside it
+_ALIGNED = _NORMALISED | {'step.end_exponent': 3., 'linearity.mixtures': 'none', 'linearity.gain_probability': 0.}  # Music2Latent's last step, 0.001, and neither gains nor mixtures
+PLAIN_FORM = {'align': _ALIGNED, 'lin-exact': _EXACT, 'lin-exact-align': _EXACT}  # what the papers' form has beside it
 
 _COMPRESSED = {'model.code.domain': 'compressed'}
 _LEVEL, _BOTH = {'model.code.level_in': True, 'linearity.penalty': 1.}, {'model.code.level_in': True, 'model.code.level_out': True, 'linearity.penalty': 1.}
@@ -380,6 +381,13 @@ def training_pool(
     return open_pool(options.data, recipe.model.transform.sample_rate, recipe.crop, options.seed, excerpts=recipe.pool)
 
 
+def sources_of(
+    data: str, # as for `open_source`
+)->dict: # 'sources' → names with their turns, of 'auto'; empty for what says it itself
+    "What 'auto' stood for: it depends on what lies in data/."
+    return {'sources': ', '.join(f'{Path(name).name}@{turns}' for name, turns in auto_data())} if data == 'auto' else {}
+
+
 def train(
     options: RunOptions,  # what is trained, on what, where
     on_log=None,          # called with (log records, RunState) after each log record
@@ -389,7 +397,7 @@ def train(
     model = start_model(options)
     if recipe.pool: source = training_pool(options)
     else: source = open_source(options.data, crop=recipe.crop, sample_rate=model.sample_rate, seed=options.seed)
-    settings = {'variant': options.variant, 'data': options.data, 'init_from': options.init_from, **asdict(recipe)}
+    settings = {'variant': options.variant, 'data': options.data, **sources_of(options.data), 'init_from': options.init_from, **asdict(recipe)}
     state = fit(objective_of(model, recipe), source, recipe.train, out, settings, options.resume, options.device, on_log)
     if torch.distributed.is_initialized() and torch.distributed.get_rank(): return out
     with atomic_write(out / 'run.json') as p: p.write_text(json.dumps(settings, indent=2) + '\n')
