@@ -245,14 +245,14 @@ def work(
     folder: Path,  # of the family
     until: float = math.inf,  # time, s since 1970, after which no job begins
 )->None:
-    "Work off what is left, telling after each job what there still is to do."
+    "Work off what is left, telling before and after each job what there still is to do."
+    print(status(jobs, folder), flush=True)
     while True:
         free = [j for j in jobs if state_of(j, folder) in ('begun', 'to do') and time.time() + 60 * j.options.minutes <= until]
         job = next((j for j in free if claim(folder / j.name)), None)
         if job is None: break
         print(f'begins: {job.name}', flush=True)
         print(summary(run_job(job, folder)), status(jobs, folder), sep='\n', flush=True)
-    print(status(jobs, folder))
 
 # %% ../nbs/93_family.ipynb #93ac0002
 SIZES = {'small': '', 'large': ('model.code.width=768 train.batch_size=128 on_device=true train.precision=bf16 train.compile=true train.optimizer=adam train.warmup=200 '
@@ -366,7 +366,7 @@ def closed_records(
 )->list: # records
     "Fit and measure the closed forms that a family starts from."
     recipe, clips, records = options.recipe(), clips_of(options), []
-    waves = training_pool(options).batch(range(min(FIT_CROPS, 5 * recipe.pool)))
+    waves = training_pool(options).batch(range(min(FIT_CROPS, 20 * recipe.pool)))
     for name, domain in CLOSED_FORMS.items():
         model = Autoencoder(code_config(domain, options.ratio, recipe.model.transform.sample_rate)).eval()
         fit_code(model, waves)

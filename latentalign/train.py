@@ -444,7 +444,7 @@ def start_model(
         torch.manual_seed(options.seed)
         model = Autoencoder(options.recipe().model)
     if options.init_from: start_from(model, options.init_from)
-    elif model.config.code: fit_code(model, training_pool(options).batch(range(min(FIT_CROPS, 5 * options.recipe().pool))))
+    elif model.config.code: fit_code(model, training_pool(options).batch(range(min(FIT_CROPS, 20 * options.recipe().pool))))
     return model
 
 # %% ../nbs/72_recipes.ipynb #f798a190
