@@ -2,6 +2,9 @@
 VARIANT ?= lin
 AUTOENCODER ?= m2l
 ARGS ?=
+RATIO ?= 64
+RATE ?=
+MINUTES ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 SHELL := bash
@@ -15,7 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env train surprisal test lab export readme clean
+.PHONY: help env train surprisal family test lab export readme clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -45,6 +48,11 @@ surprisal: $(READY)  ## train nbs/train_surprisal.ipynb: make surprisal [AUTOENC
 	@mkdir -p runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))
 	$(BIN)/papermill nbs/train_surprisal.ipynb runs/surprisal-$(notdir $(subst :,-,$(AUTOENCODER)))/train_surprisal.ipynb \
 		-p autoencoder $(AUTOENCODER) $(ARGS) --no-progress-bar --stdout-file - --stderr-file -
+
+# on a machine that is lent for minutes there is no time to install: there python3 will do if it has what training needs
+LENT := $(if $(filter family,$(MAKECMDGOALS)),$(if $(wildcard $(READY)),,$(shell python3 -c "import torch, numpy, soundfile, soxr, einops, safetensors" 2>/dev/null && echo python3)))
+family: $(if $(LENT),,$(READY))  ## train what is missing of a family: make family [RATIO=64] [RATE=44100] [MINUTES=12] [ARGS=--status]; results in runs/family-RATIO
+	$(or $(LENT),$(BIN)/python) -m latentalign.family --ratio $(RATIO) $(if $(RATE),--rate $(RATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 # both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time
 test: $(READY)  ## run every notebook in nbs, then the tests in tests

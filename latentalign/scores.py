@@ -16,7 +16,6 @@ import numpy as np, torch
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from .audio import resample
 from .audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, SOLO, level_db
 from .soundfont import Note, cache_folder, play, soundfont
@@ -86,6 +85,7 @@ def load_scores(
     if path.exists():
         try: return json.loads(gzip.decompress(path.read_bytes()))["pieces"]
         except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error) as e: warnings.warn(f"{path} is damaged ({e}), made again")
+    from tqdm.auto import tqdm  # not needed where nothing is parsed
     sources = corpus_sources(chorales, tunes)
     pieces = [parse_piece(*source) for source in tqdm(sources, desc="parsing scores, once")]
     pieces = [p for p in pieces if p is not None]
