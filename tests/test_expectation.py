@@ -1,5 +1,5 @@
 "Melodies, prediction by partial matching, and the expectation model: figures of other programs, a naive model, bad input."
-import copy, itertools, json, math, pickle, subprocess, sys, warnings
+import copy, itertools, json, math, pickle, struct, subprocess, sys, time, unicodedata, warnings, zipfile
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -191,11 +191,18 @@ def test_forgetting_leaves_what_never_was():
     for k in range(6): tree.forget(places[k])
     assert not tree.full and not tree.news and not tree.pairs
 
-def test_a_constant_sequence_costs_no_square():
-    "5000 equal symbols: contexts of all lengths, but no time or memory to notice."
+def test_a_drone_costs_no_more_than_other_notes():
+    "1200 equal notes, or a trill: contexts of all lengths, but no square of time or memory."
     tree = ContextTree()
     tree.learn([7]*300)
     assert states(tree, [7]*300)[1] is False and len(states(tree, [7]*10)[0]) == 11  # the end follows 7 too: never certain
+    def seconds(pitches):
+        model, start = ExpectationModel().fit(CORPUS), time.process_time()
+        model.learn(tune(pitches)).information_content(tune(pitches))
+        return time.process_time() - start
+    rng = np.random.default_rng(0)
+    plain = seconds(rng.integers(60, 67, 1200))
+    assert max(seconds([60]*1200), seconds([60, 62]*600)) < 3*plain + .3
 
 @pytest.mark.parametrize("wrong, word", [(dict(escape="E"), "AX"), (dict(smoothing="kneser"), "back-off"), (dict(order_bound=-1), "-1"), (dict(order_bound=1.5), "1.5")])
 def test_unknown_settings_of_ppm_are_named(wrong, word):
@@ -552,6 +559,60 @@ def test_midi_there_and_its_troubles(tmp_path):
     with pytest.raises(ValueError, match="unknown kind"): read_melody(midi(tmp_path/"f.mid", LINE).rename(tmp_path/"f.txt"))
     with pytest.raises(ValueError, match="no such file"): read_melody(tmp_path/"none.mid")
 
+def chunk(*events, name=b"MTrk"):
+    data = b"".join(events) + (b"\x00\xff\x2f\x00" if name == b"MTrk" else b"")
+    return name + struct.pack(">I", len(data)) + data
+
+def midi_file(path, *chunks, form=1, division=480, tracks=None):
+    path.write_bytes(b"MThd" + struct.pack(">IHHH", 6, form, len(chunks) if tracks is None else tracks, division) + b"".join(chunks))
+    return path
+
+def on(wait, pitch, channel=0): return bytes([*([wait] if wait < 128 else [128 | wait >> 7, wait & 127]), 0x90 | channel, pitch, 80])
+def off(wait, pitch, channel=0): return bytes([*([wait] if wait < 128 else [128 | wait >> 7, wait & 127]), 0x80 | channel, pitch, 0])
+
+def test_notes_that_nobody_ends(tmp_path):
+    "An open note lasts until the next one, the last until the track ends, but never no time at all; a key that is struck again ends itself."
+    read = lambda *events: read_midi(midi_file(tmp_path/"a.mid", chunk(*events)))
+    melody = read(on(0, 60), on(480, 62), on(480, 64), off(240, 64), b"\x83\x60\xff\x01\x00", on(0, 65), b"\x81\x70\xff\x01\x00")
+    assert melody.pitches.tolist() == [60, 62, 64, 65] and melody.durations.tolist() == [1, 1, .5, .5] and melody.onsets.tolist() == [0, 1, 2, 3.5]
+    assert read(on(0, 60), on(480, 60), off(480, 60)).durations.tolist() == [1, 1]
+    assert len(read(on(0, 60), off(480, 60), on(0, 62))) == 2
+    with pytest.warns(UserWarning, match="1 notes without duration"): assert len(read(on(0, 60), off(0, 60), on(0, 62), off(480, 62))) == 1
+
+def test_channels_and_programs_part_no_track(tmp_path):
+    guitar = chunk(*(e for i, p in enumerate((64, 59, 55, 50)) for e in (b"\x00" + bytes([0xc0 | i, 25]), on(0, p, i), off(480, p, i))))
+    drums = chunk(*(e for _ in range(4) for e in (on(0, 36, 9), off(480, 36, 9))))
+    melody = read_midi(midi_file(tmp_path/"a.mid", guitar, drums))
+    assert melody.pitches.tolist() == [64, 59, 55, 50] and read_melody(tmp_path/"a.mid", part=0).pitches.tolist() == [64, 59, 55, 50]
+    assert read_midi(tmp_path/"a.mid", channel=2).pitches.tolist() == [55] and read_midi(tmp_path/"a.mid", track=1, channel=9).pitches.tolist() == [36]*4
+    with pytest.raises(ValueError, match="no notes in track 1"): read_melody(tmp_path/"a.mid", part=1)
+    with pytest.raises(ValueError, match="only ABC has tunes"): read_melody(tmp_path/"a.mid", tune=0)
+
+def test_tempo_changes_and_times(tmp_path):
+    tempo = lambda wait, us: bytes([128 | wait >> 7, wait & 127]) + b"\xff\x51\x03" + us.to_bytes(3, "big")
+    tracks = chunk(tempo(0, 1000000), tempo(960, 250000)), chunk(*(e for p in (60, 62, 64, 65) for e in (on(0, p), off(480, p))))
+    assert read_midi(midi_file(tmp_path/"a.mid", *tracks)).times == pytest.approx([0, 1, 2, 2.25])
+
+TRACK = chunk(on(0, 60), off(480, 60), on(0, 62), off(480, 62))
+
+@pytest.mark.parametrize("wrong", [
+    lambda p: midi_file(p, TRACK, division=0), lambda p: midi_file(p, TRACK, division=0xe728), lambda p: midi_file(p, TRACK, form=3), lambda p: midi_file(p, TRACK, tracks=2),
+    lambda p: midi_file(p, TRACK, tracks=0), lambda p: midi_file(p, TRACK[:-4]), lambda p: midi_file(p, TRACK[:4] + b"\x00\x00\xff\xff" + TRACK[8:]), lambda p: midi_file(p, TRACK + b"MTr"),
+    lambda p: midi_file(p, TRACK.replace(bytes([60, 80]), bytes([188, 80]))), lambda p: midi_file(p, chunk(b"\x00\xff\x51\x03\x00\x00\x00", on(0, 60), off(480, 60))),
+    lambda p: midi_file(p, b"MTrk\x00\x00\x00\x08" + on(0, 60) + off(480, 60)[:4]), lambda p: midi_file(p, chunk(b"\x00\xff\x2f\x00", on(0, 60), off(480, 60))),
+    lambda p: midi_file(p, chunk(b"\xff\xff\xff\xff\xff\x7f\x90\x3c\x50", off(480, 60))), lambda p: midi_file(p, chunk(b"\x00\x3c\x50")), lambda p: p.write_bytes(b"RIFF" + TRACK)])
+def test_impossible_midi_is_refused(tmp_path, wrong):
+    wrong(tmp_path/"wrong.mid")
+    with pytest.raises(ValueError, match="wrong.mid"): read_midi(tmp_path/"wrong.mid")
+
+def test_chunks_of_other_programs_are_passed_over(tmp_path):
+    data = midi_file(tmp_path/"a.mid", TRACK).read_bytes() + chunk(b"anything", name=b"XFIH")
+    (tmp_path/"a.mid").write_bytes(data)
+    assert read_midi(tmp_path/"a.mid").pitches.tolist() == [60, 62]
+    for end in range(len(data) - 16):  # cut off anywhere before the last chunk, it is no file
+        (tmp_path/"cut.mid").write_bytes(data[:end])
+        with pytest.raises(ValueError, match="cut.mid"): read_midi(tmp_path/"cut.mid")
+
 @pytest.mark.parametrize("suffix", READERS)
 def test_files_that_are_damaged(tmp_path, suffix):
     path = tmp_path/f"a{suffix}"
@@ -572,6 +633,38 @@ def test_kern_there_and_its_troubles(tmp_path):
     assert len(read_score(tmp_path/"c.krn", part=1)) == 2
     (tmp_path/"d.krn").write_text("**kern\n*M2/4\n=1\n2r\n==\n*-\n")
     with pytest.raises(ValueError, match="no notes"): read_score(tmp_path/"d.krn")
+    for key, tonic, mode in (("*e:\n*k[f#]", 4, 9), ("*k[f#]\n*e:", 4, 9), ("*k[f#]\n*a:dor", 9, 2), ("*k[f#]\n*D:mix", 2, 7), ("*E-:", 3, 0), ("*f#:", 6, 9), ("*k[f#]", 7, 0)):
+        (tmp_path/"e.krn").write_text(KERN.replace("*k[f#]\n*G:", key))
+        melody = read_score(tmp_path/"e.krn")
+        assert (melody.tonic, melody.mode) == (tonic, mode)
+    (tmp_path/"f.krn").write_text("**kern\t**dynam\n*>[A,A1,A,A2]\t*\n*>norep[A,A2]\t*\n*>A\t*>A\n=1\t=1\n4c\tf\n*>A1\t*>A1\n4d\t.\n*>A2\t*>A2\n4e\tp\n==\t==\n*-\t*-\n".replace("*>[A,A1,A,A2]\t*\n", ""))
+    assert read_score(tmp_path/"f.krn").pitches.tolist() == [60, 64]
+
+@pytest.mark.parametrize("was, now", [("4g\n4a", "4x\n4a"), ("4g\n4a", "g\n4a"), ("4g\n4a", "4\n4a"), ("4g\n4a", "4gc\n4a"), ("4g\n4a", "4g4\n4a"), ("4g\n4a", "4g\t4b\n4a"), ("*-\n", ""), ("8a", "99999a"), ("8a", "8aaaaaaa"),
+                                      ("*M3/4", "*M1000000000/4"), ("*M3/4", "*M0/4"), ("=2\n", "=2"), ("8a", "8a\xe9"), ("4r", "4")])
+def test_kern_tokens_in_are_notes_out(tmp_path, was, now):
+    assert was in KERN
+    (tmp_path/"wrong.krn").write_text(KERN.replace(was, now, 1))
+    with pytest.raises(ValueError, match="wrong.krn"): read_score(tmp_path/"wrong.krn")
+
+TUNE = 'X:1\nT:a tune\nM:4/4\nL:1/4\nU:n=!trill!\nK:Ador\n|:"Am"A B ~c d|1 "^slow"e2 !fermata!f2:|2 {gf}a2 na2-|a4|]\n'
+
+def test_tunes_in_abc(tmp_path):
+    "Decorations, chord symbols and grace notes are no notes; of two endings the last; ties are joined."
+    (tmp_path/"a.abc").write_text(TUNE)
+    melody = read_melody(tmp_path/"a.abc")
+    assert melody.pitches.tolist() == [69, 71, 72, 74, 81, 81] and melody.durations.tolist() == [1, 1, 1, 1, 2, 6] and (melody.tonic, melody.mode, melody.bar) == (9, 2, 4)
+    (tmp_path/"b.abc").write_text("%abc\n" + TUNE + "\n" + TUNE.replace("X:1", "X:7").replace("A B", "G G") + "\n")
+    with pytest.raises(ValueError, match=r"b.abc.*2 tunes, choose one: 0 \('a tune'\), 1"): read_melody(tmp_path/"b.abc")
+    assert read_melody(tmp_path/"b.abc", tune=1).pitches.tolist()[:3] == [67, 67, 72] and [m.name for m in read_melodies(tmp_path/"b.abc")] == ["b-0", "b-1"]
+    with pytest.raises(ValueError, match="no tune 2: it holds 2"): read_melody(tmp_path/"b.abc", tune=2)
+
+@pytest.mark.parametrize("was, now", [("A B", "A j B"), ("A B", "A B999"), ("A B", "A B100000000"), ("A B", "A B^"), ("A B", "A 3B"), ("{gf}", "{gf"), ("{gf}", "gf}"), ("M:4/4", "M:1000000000/4"), ("M:4/4", "M:4/0"), ("L:1/4", "L:1/1000000"),
+                                      ("K:Ador\n", ""), ("X:1", "x"), ("A B", "A \xe9 B"), ("U:n=!trill!\n", "")])
+def test_abc_that_means_nothing_is_refused(tmp_path, was, now):
+    assert was in TUNE
+    (tmp_path/"wrong.abc").write_text(TUNE.replace(was, now, 1))
+    with pytest.raises(ValueError, match="wrong.abc"): read_score(tmp_path/"wrong.abc")
 
 def test_musicxml(tmp_path):
     from music21 import converter
@@ -579,6 +672,82 @@ def test_musicxml(tmp_path):
     with warnings.catch_warnings(action="ignore"): converter.parse(tmp_path/"a.krn").write("musicxml", tmp_path/"a.musicxml")
     a, b = read_melody(tmp_path/"a.krn"), read_melody(tmp_path/"a.musicxml")
     assert a.pitches.tolist() == b.pitches.tolist() and np.array_equal(a.onsets, b.onsets) and a.tonic == b.tonic
+
+NOTE = "<note>{}<pitch><step>{}</step>{}<octave>{}</octave></pitch><duration>{}</duration><voice>1</voice></note>"
+def note(step, octave=4, duration=1, alter="", before=""): return NOTE.format(before, step, f"<alter>{alter}</alter>"*(alter != ""), octave, duration)
+
+def musicxml(*measures, attributes="<divisions>1</divisions><key><fifths>0</fifths><mode>major</mode></key><time><beats>4</beats><beat-type>4</beat-type></time>"):
+    bars = "".join(f'<measure number="{i + 1}">{f"<attributes>{attributes}</attributes>"*(i == 0)}{m}</measure>' for i, m in enumerate(measures))
+    return f'<score-partwise version="3.1"><part-list><score-part id="P1"><part-name>P</part-name></score-part></part-list><part id="P1">{bars}</part></score-partwise>'
+
+def ending(number, notes, last=""): return f'<barline location="left"><ending number="{number}" type="start"/></barline>{notes}<barline location="right"><ending number="{number}" type="stop"/>{last}</barline>'
+
+def test_musicxml_as_it_sounds(tmp_path):
+    def read(*measures, **kw):
+        (tmp_path/"a.musicxml").write_text(musicxml(*measures, **kw))
+        return read_melody(tmp_path/"a.musicxml")
+    four = "".join(map(note, "CDEF"))
+    horn = read(four, attributes="<divisions>1</divisions><key><fifths>1</fifths><mode>minor</mode></key><time><beats>4</beats><beat-type>4</beat-type></time><transpose><diatonic>-4</diatonic><chromatic>-7</chromatic></transpose>")
+    assert horn.pitches.tolist() == [53, 55, 57, 58] and (horn.tonic, horn.mode) == (9, 9)
+    low = read(four, attributes="<divisions>1</divisions><key><fifths>0</fifths></key><transpose><diatonic>0</diatonic><chromatic>0</chromatic><octave-change>-1</octave-change></transpose>")
+    assert low.pitches.tolist() == [48, 50, 52, 53] and low.tonic in (0, 9)
+    again = '<repeat direction="backward"/>'
+    three = read(four, ending(1, note("G", duration=4), again), ending(2, note("A", duration=4), again), ending(3, note("B", duration=4)), note("C", 5, 4))
+    assert three.pitches.tolist() == [60, 62, 64, 65, 71, 72] and three.onsets.tolist() == [0, 1, 2, 3, 4, 8]
+    for k in (7, 9, 11):
+        tuplet = "".join(note("CDEFGAB"[i % 7]).replace("<voice>", "<voice>").replace("</voice>", f"</voice><type>quarter</type><time-modification><actual-notes>{k}</actual-notes><normal-notes>4</normal-notes></time-modification>").replace(
+            "<duration>1<", "<duration>4<") for i in range(k))
+        found = read(tuplet, note("C", duration=4*k), attributes=f"<divisions>{k}</divisions><time><beats>4</beats><beat-type>4</beat-type></time>")
+        assert set(view_melody(found, viewpoint("ioi-ratio"))[2:k + 1]) == {1.} and found.onsets[k] == 4
+
+@pytest.mark.parametrize("was, now", [("<beats>4", "<beats>1000000000"), ("<beats>4", "<beats>x"), ("<beat-type>4", "<beat-type>0"), ("<divisions>1", "<divisions>0"), ("<divisions>1", "<divisions>-1"), ("<duration>1", "<duration>1e300"),
+    ("<octave>4", "<octave>99"), ("<step>C</step>", "<step>C</step><alter>0.5</alter>"), ("<step>C</step>", "<step>C</step><alter>-1.5</alter>"), ("<step>C</step>", "<step>H</step>"), ("<fifths>0", "<fifths>999"), ("</part>", ""),
+    ("<note>", "<x>"*200 + "</x>"*200 + "<note>"), ('<score-partwise', '<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb">' + "".join(f'<!ENTITY b{i} "{"&b" + (str(i - 1) if i else "") + ";"}{"&b" + (str(i - 1) if i else "") + ";"}">' for i in range(60)) + ']><score-partwise x="&b59;"')])
+def test_impossible_musicxml_is_refused(tmp_path, was, now):
+    text = musicxml("".join(map(note, "CDEF")))
+    assert was in text
+    (tmp_path/"wrong.musicxml").write_text(text.replace(was, now, 1))
+    with pytest.raises(ValueError, match="wrong.musicxml"): read_score(tmp_path/"wrong.musicxml")
+
+def test_compressed_musicxml(tmp_path):
+    path, container = tmp_path/"a.mxl", '<container><rootfiles><rootfile full-path="b.xml"/></rootfiles></container>'
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z: z.writestr("META-INF/container.xml", container); z.writestr("b.xml", musicxml("".join(map(note, "CDEF"))))
+    assert read_melody(path).pitches.tolist() == [60, 62, 64, 65]
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1:])
+        try: assert len(read_melody(path)) == 4
+        except ValueError as e: assert "a.mxl" in str(e)
+    for end in range(0, len(data) - 1, 40):
+        path.write_bytes(data[:end])
+        with pytest.raises(ValueError, match="a.mxl"): read_melody(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z: z.writestr("META-INF/container.xml", container); z.writestr("b.xml", b" "*(2**26 + 1))
+    with pytest.raises(ValueError, match="64 MiB"): read_melody(path)
+
+def test_damage_ends_in_errors_that_name_the_file(tmp_path):
+    "Bits, bytes and runs of bytes changed, put in and taken out: a melody, or a ValueError with the file's name."
+    rng, whole = np.random.default_rng(0), {".mid": TRACK, ".krn": KERN.encode(), ".abc": TUNE.encode(), ".musicxml": musicxml("".join(map(note, "CDEF"))).encode(), ".dat": IDYOM.encode(), ".csv": b"Time,IC_0.0\n0.1,1\n0.2,2\n"}
+    whole[".mid"] = midi_file(tmp_path/"a.mid", TRACK).read_bytes()
+    readers = {".dat": read_idyom, ".csv": read_ic_table}
+    for suffix, data in whole.items():
+        refused = 0
+        for i in range(120 if suffix in (".mid", ".dat", ".csv") else 40):
+            at, size = int(rng.integers(len(data))), int(rng.integers(1, 9))
+            kind = i % 4
+            hurt = [data[:at] + bytes([data[at] ^ 1 << size % 8]) + data[at + 1:], data[:at], data[:at] + data[at + size:], data[:at] + rng.bytes(size) + data[at:]][kind]
+            path = tmp_path/f"hurt{suffix}"; path.write_bytes(hurt)
+            with warnings.catch_warnings(action="ignore"):
+                try: readers.get(suffix, read_melody)(path)
+                except ValueError as e: refused += 1; assert f"hurt{suffix}" in str(e) and len(str(e)) < 1000
+        assert refused > 10, suffix
+
+def test_side_files_and_names(tmp_path):
+    "What macOS puts beside files is no melody; a name is the same with its accents apart."
+    (tmp_path/"__MACOSX").mkdir()
+    for name in ("._a.krn", "__MACOSX/a.krn", ".b.krn", "caf\u00e9.krn"): (tmp_path/name).write_text(KERN)
+    apart = unicodedata.normalize("NFD", "na\u00efve") + ".krn"
+    (tmp_path/apart).write_text(KERN)
+    assert [unicodedata.normalize("NFC", p.name) for p in find_melodies(tmp_path)] == ["caf\u00e9.krn", "na\u00efve.krn"] and read_melody(tmp_path/apart).name == "na\u00efve"
 
 IDYOM = """dataset.id melody.id note.id melody.name vertint12 bioi deltast cpitch barlength mode keysig dur onset cpitch.information.content probability information.content entropy information.gain 
 7 1 1 "chor 001" NA 0 0 73 96 0 3 24 0 4.169925 0.05555555 4.169925 4.1699247 NA 
@@ -591,7 +760,7 @@ def test_tables_of_idyom(tmp_path):
     path.write_text(IDYOM)
     (one, values), (two, others) = read_idyom(path)
     assert one.name == "chor 001" and one.tonic == 9 and one.bar == 4 and one.onsets.tolist() == [0, 1] and one.durations.tolist() == [1, .5] and two.tonic == 2
-    assert values["information.content"].tolist() == [4.169925, 1.4329593] and np.isnan(values["vertint12"]).all() and np.isnan(others["entropy"]).all()
+    assert values["ic"].tolist() == [4.169925, 1.4329593] and np.isnan(values["vertint12"]).all() and np.isnan(others["entropy"]).all()
     path.write_text(IDYOM.replace(" cpitch ", " pitch "))
     with pytest.raises(ValueError, match="no column cpitch"): read_idyom(path)
     path.write_text(IDYOM.replace("0.40041083 ", ""))
@@ -602,6 +771,20 @@ def test_tables_of_idyom(tmp_path):
     path.write_text(IDYOM.replace("3 12 24", "3 0 24"))
     with pytest.raises(ValueError, match="'chor 001' has a note without duration, at 1 quarters"): read_idyom(path)
     with pytest.raises(ValueError, match="no such file"): read_idyom(tmp_path/"none.dat")
+
+@pytest.mark.parametrize("was, now", [("0 0 73 96", "0 0 1e15 96"), ("0 0 73 96", "0 0 60.5 96"), ("0 0 73 96", "0 0 -3 96"), ("96 0 3 24 0 4.1", "96 0 0.5 24 0 4.1"), ("96 0 3 24 0 4.1", "96 3 3 24 0 4.1"), ("96 0 3 24 0 4.1", "1e99 0 3 24 0 4.1"), ("3 12 24", "3 12 NA"), ("3 12 24", "3 NA 24"),
+                                      ("3 12 24", "3 12 -24"), ("3 12 24", "3 12 1e12"), ("3 24 0 4.1", "3 24 30 4.1"), ("7 1 2", "7 NA 2"), ("vertint12", "entropy")])
+def test_impossible_tables_of_idyom(tmp_path, was, now):
+    assert was in IDYOM
+    (tmp_path/"wrong.dat").write_text(IDYOM.replace(was, now, 1))
+    with pytest.raises(ValueError, match="wrong.dat"): read_idyom(tmp_path/"wrong.dat")
+
+def test_tables_of_new_and_old_versions_agree(tmp_path):
+    "Version 1.7.1 writes ic where older ones wrote information.content."
+    for name, text in (("old", IDYOM), ("new", IDYOM.replace("cpitch.information.content", "cpitch.ic").replace(" information.content", " ic"))): (tmp_path/name).write_text(text)
+    (_, old), *_ = read_idyom(tmp_path/"old")
+    (_, new), *_ = read_idyom(tmp_path/"new")
+    assert list(old) == list(new) and old["ic"].tolist() == new["ic"].tolist() == [4.169925, 1.4329593]
 
 def test_tables_of_idyom_with_other_separators_and_numbers(tmp_path):
     path, table = tmp_path/"idyom.dat", IDYOM.replace("chor 001", "chor-001")
@@ -616,7 +799,7 @@ def test_tables_of_idyom_with_other_separators_and_numbers(tmp_path):
     assert values["dur"][1] == 12.5 and values["probability"][1] == .3703704
     for wrong in ("staccato", "1/0"):
         path.write_text(table.replace("1.4329593 3.52", f"{wrong} 3.52"))
-        with pytest.raises(ValueError, match=f"idyom.dat, line 3, column information.content: '{wrong}' is no number"): read_idyom(path)
+        with pytest.raises(ValueError, match=f"idyom.dat, line 3, column ic: '{wrong}' is no number"): read_idyom(path)
 
 def test_the_corpus_parts_pieces_like_the_scores():
     from latentalign.scores import load_scores, split_pieces
@@ -681,6 +864,11 @@ def test_tables_of_surprisal(tmp_path):
     for text, word in (("", "not Time"), ("Time,x\n1,2\n", "not Time"), ("Time,IC_0.0\n1\n", "lengths"), ("Time,IC_0.0\n1,a\n", "numbers"), ("Time,IC_low\n1,2\n", "noise levels")):
         path.write_text(text)
         with pytest.raises(ValueError, match=word): read_ic_table(path)
+    for text in ("Time,IC_0.0\n0.2,1\n0.1,2\n", "Time,IC_0.0\n0.1,1\nnan,2\n", "Time,IC_0.0\n0.1,1\n0.1,2\n", "Time,IC_0.3,IC_0.30\n1,2,3\n", "Time,IC_7\n1,2\n", "Time,IC_nan\n1,2\n", "Time,IC_0.0\n1,inf\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="a.csv"): read_ic_table(path)
+    path.write_bytes('\ufeff"Time","IC_0.0"\r\n0.1,NA\r\n0.2,3.5\r\n'.encode())  # as R or a spreadsheet writes it
+    assert np.isnan(read_ic_table(path)[1][0.][0]) and read_ic_table(path)[1][0.][1] == 3.5
     with pytest.raises(ValueError, match="no such file"): read_ic_table(tmp_path/"none.csv")
 
 def test_loudness():
@@ -703,6 +891,23 @@ def test_recordings_need_their_melodies(tmp_path):
     with pytest.raises(ValueError, match="several files of the same name: a"): recorded_pairs(tmp_path)
     (tmp_path/"b/a.mid").unlink(); (tmp_path/"a.mid").unlink(); (tmp_path/"a.krn").write_text(KERN)
     with pytest.raises(ValueError, match="without times"): recorded_pairs(tmp_path)
+
+def test_the_command_writes_one_table(tmp_path, capsys):
+    import csv
+    from latentalign.command import main
+    (tmp_path/"in").mkdir()
+    (tmp_path/"in/a.krn").write_text(KERN); (tmp_path/"in/b.krn").write_text(KERN[:40])
+    midi(tmp_path/"in/c.mid", LINE)
+    line = ["expect", str(tmp_path/"in"), "--heard", str(tmp_path/"heard"), "--viewpoints", "cpitch,cpint*dur", "--out", str(tmp_path/"t.csv")]
+    (tmp_path/"heard").mkdir(); (tmp_path/"heard/d.krn").write_text(KERN)
+    assert main(line) == 1 and "b.krn" in capsys.readouterr().err
+    with open(tmp_path/"t.csv", encoding="utf-8") as file: rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["melody", "note", "onset", "duration", "pitch", "ic", "entropy", "ic.cpitch", "entropy.cpitch", "ic.cpint*dur", "entropy.cpint*dur"] and [r["melody"] for r in rows] == ["a"]*6 + ["c"]*4
+    found = ExpectationModel(("cpitch", "cpint*dur")).fit(read_melody(tmp_path/"heard/d.krn")).information_content(read_melody(tmp_path/"in/a.krn"))
+    assert np.allclose([float(r["ic"]) for r in rows[:6]], found.ic, atol=1e-5) and rows[0]["ic.cpint*dur"] == "NaN"
+    assert main(line) == 2 and "already" in capsys.readouterr().err and main([*line, "--overwrite"]) == 1
+    write_expectation(tmp_path/"u.csv", [HEARD], [ExpectationModel().fit(CORPUS).information_content(HEARD)])
+    assert len((tmp_path/"u.csv").read_text().splitlines()) == 7
 
 TOP = Path(__file__).resolve().parent.parent
 
