@@ -270,6 +270,7 @@ def evaluate(
     about: dict = {},   # what to keep about the model: its name, ...
 )->dict: # a report: plain values, ready for JSON
     "Measure a model on some test sets; raises `ValueError` for unknown sets and figures before any work, and if no clip can be measured; one that cannot is left out, and named in the report."
+    from latentalign.training import environment  # needs an extra, which comparing reports does not
     if unknown := set(figures) - set(FIGURE_SETS): raise ValueError(f"unknown figures {', '.join(sorted(unknown))}; known: {', '.join(FIGURE_SETS)}")
     adapted = under_protocol(model, protocol)
     opened = [open_test_set(name, model.sample_rate, protocol.clips, protocol.seconds, seed) for name in data]
@@ -278,7 +279,6 @@ def evaluate(
     opened = [check_clips(clips, asked, model.sample_rate) for clips in opened]
     sets = {clips.name: measure_set(adapted, clips, protocol, figures, seed) | ({'left_out': out} if out else {}) for clips, out in opened}
     settings, marks = report_settings(protocol, figures, seed), data_marks(data)
-    from latentalign.training import environment
     report = {'version': REPORT_VERSION, 'model': about, 'sample_rate': model.sample_rate, 'settings': settings, 'environment': environment(),
               'seconds': time.perf_counter() - start, 'sources': marks, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
