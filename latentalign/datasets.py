@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from .audio import find_audio, read_audio
 from .audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, AudioFiles, AudioFolder, Stems, held_out, length, level_db, split_files
+from .pool import Pool, read_pack
 from .scores import SPLITS, RenderedScores
 from .soundfont import cache_folder
 
@@ -315,6 +316,7 @@ def open_part(
 )->Dataset:
     "One source. Raises ValueError, with the known ones, if the text stands for none."
     name, _, root = data.partition(":")
+    if name == "pack" and root: return Pool(read_pack(root, split, common["sample_rate"]), common["crop"], common["seed"])
     if data == "scores":
         if lacks := renderer_lacks(): raise ValueError(lacks)
         return RenderedScores(split, **common)
@@ -323,7 +325,7 @@ def open_part(
         items, span = stem_items(root, split) if name == "stems" else layout_items(name, root, split)
         return AudioFiles([items], **common, spans=[span])
     if not data or not Path(data).expanduser().is_dir():
-        raise ValueError(f"unknown data {data!r}: no such folder; known: scores, FOLDER, stems:FOLDER, papers:FOLDER, "
+        raise ValueError(f"unknown data {data!r}: no such folder; known: scores, FOLDER, stems:FOLDER, papers:FOLDER, pack:FILE, "
                          + ", ".join(f"{n}:FOLDER" for n in LAYOUTS) + ", several with commas (weights as in scores@2,FOLDER), auto")
     return AudioFolder(Path(data).expanduser(), **common, split=split)
 

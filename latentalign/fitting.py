@@ -16,7 +16,7 @@ import torch
 
 from .autoencoder import CLOSED_FORMS, Autoencoder, code_config, fit_code
 from .datasets import auto_data, open_source
-from .pool import Pool, make_excerpts
+from .pool import Pool, make_excerpts, read_pack
 from .soundfont import cache_folder
 
 # %% ../nbs/71_fitting.ipynb #64ca9627
@@ -43,6 +43,7 @@ def open_pool(
     excerpts: int = EXCERPTS,  # how many
 )->Pool: # crops
     "A pool of crops of a source; raises `ValueError` as `open_source`."
+    if data.startswith('pack:'): return Pool(read_pack(data.removeprefix('pack:'), split, sample_rate)[:excerpts], crop, seed)
     samples = max(crop, round(EXCERPT_SECONDS * sample_rate))
     source = open_source(data, crop=samples, sample_rate=sample_rate, seed=seed, split=split)
     return Pool(make_excerpts(source, f'{named_sources(data, split)} {sample_rate} {seed} {split}', excerpts), crop, seed)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['GAIN', 'RATIOS', 'MIN_SECONDS', 'Row', 'listening_rows', 'Sound', 'original_sounds', 'listening_sounds', 'level_db',
-           'measured', 'flac_uri', 'spectrogram_uri', 'scale_uri', 'decibels', 'Heard', 'comparisons', 'player',
-           'row_html', 'clip_html', 'page_gain', 'page_html', 'check_listening', 'hear', 'write_listening']
+           'measured', 'flac_uri', 'spectrogram_uri', 'scale_uri', 'escape', 'decibels', 'Heard', 'comparisons',
+           'player', 'row_html', 'clip_html', 'page_gain', 'page_html', 'check_listening', 'hear', 'write_listening']
 
 # %% ../nbs/79_listening.ipynb #f6736cad
 import base64
+import html
 import io
 import math
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .audio_files import MIN_LEVEL_DB
 from .autoencoder import Codec
 from .comparison import ratio_title
 from .evaluation import Coded, noisy_latents, separate
+from .files import visible
 from .metrics import hz_to_mel, mss_error, si_sdr_score
 from .protocols import Protocol, under_protocol
 from .reports import picture
@@ -200,6 +201,13 @@ def scale_uri()->str: # data URI of a PNG, 240 × 44
     return _png_uri(figure)
 
 # %% ../nbs/79_listening.ipynb #265ad35f
+def escape(
+    text: str, # a name, or what a user says
+)->str: # HTML
+    "A text that is nothing but text on a page: no tags, no control characters, no marks that turn the direction of what follows."
+    return html.escape(visible(text))
+
+
 def decibels(
     value: float,       # dB; may be infinite
     form: str = '.1f',  # of the number; '+.2f' writes the sign of a difference

@@ -10,7 +10,7 @@ __all__ = ['TICKS', 'FINE', 'LONGEST', 'MODE_NUMBERS', 'LEGATO', 'KEY_PROFILES',
            'tick_seconds', 'midi_key', 'file_name', 'read_midi', 'check_musicxml', 'check_number', 'musicxml_bytes',
            'score_text', 'check_kern_note', 'check_kern', 'next_spines', 'kern_key', 'without_repeats', 'check_abc',
            'choose_tune', 'plain_abc', 'parse_score', 'sounding_notes', 'read_score', 'earlier_endings', 'leave_out',
-           'with_signatures', 'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies',
+           'voice_metre', 'voice_key', 'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies',
            'find_melodies', 'piece_melody', 'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint',
            'degree', 'viewpoint', 'view_melody', 'independent_parts', 'Choices', 'note_choices', 'part_choices']
 
@@ -504,14 +504,15 @@ def read_score(
         voice = parts[full[0] if part is None else part]
         voice = voice.toSoundingPitch()
         notes = [[float(n.offset), float(n.quarterLength), p.ps] for n in sounding_notes(voice.stripTies()) for p in n.pitches]
-        return with_signatures(Melody(*single_line(leave_out(notes, earlier_endings(voice)), highest).T, name=file_name(path)), voice, key)
+        melody = Melody(*single_line(leave_out(notes, earlier_endings(voice)), highest).T, name=file_name(path), **voice_metre(voice))
+        return replace(melody, **key or voice_key(voice, melody))
 
 # %% ../nbs/85_melodies.ipynb #391ccb3e
 def earlier_endings(
     voice,  # music21 stream
 )->list:    # (start, end) of each, quarters
     "The endings that another ending of a higher number follows at once."
-    brackets = sorted((min(m.offset for m in measures), max(m.offset + m.quarterLength for m in measures), min(b.numberRange))
+    brackets = sorted((min(map(voice.elementOffset, measures)), max(voice.elementOffset(m) + m.quarterLength for m in measures), min(b.numberRange))
                       for b in voice.recurse().getElementsByClass("RepeatBracket") if (measures := b.getSpannedElements()))
     return [(one[0], other[0]) for one, other in zip(brackets, brackets[1:]) if abs(other[0] - one[1]) < 1e-6 and other[2] > one[2]]
 
@@ -529,19 +530,25 @@ def leave_out(
     return found
 
 # %% ../nbs/85_melodies.ipynb #e51d044c
-def with_signatures(
-    melody:Melody,
-    voice,     # music21 stream it comes from
-    key:dict,  # tonic and mode; empty: the voice's own
-)->Melody:
-    "A melody with the key and metre of its voice."
-    found = sorted(voice.recurse().getElementsByClass("KeySignature"), key=lambda k: not hasattr(k, "tonic"))
+def voice_metre(
+    voice,   # music21 stream
+)->dict:     # bar and pickup as `Melody` takes them
+    "The metre of a voice; the first, where it changes."
     metre = next((t for t in voice.recurse().getElementsByClass("TimeSignature")), None)
     first = voice.getElementsByClass("Measure").first()
     bar = float(metre.barDuration.quarterLength) if metre else None
-    if not key and found and hasattr(found[0], "tonic"): key = dict(tonic=found[0].tonic.pitchClass, mode=MODE_NUMBERS.get(found[0].mode))
-    elif not key and found: key = dict(zip(("tonic", "mode"), estimate_key(melody, found[0].asKey("major").tonic.pitchClass)))
-    return replace(melody, **key, bar=bar, pickup=(bar - float(first.paddingLeft)) % bar if first and bar else 0.)
+    return dict(bar=bar, pickup=(bar - float(first.paddingLeft)) % bar if first and bar else 0.)
+
+# %% ../nbs/85_melodies.ipynb #26fffd8a
+def voice_key(
+    voice,          # music21 stream
+    melody:Melody,  # its notes
+)->dict:            # tonic and mode as `Melody` takes them
+    "The key of a voice; of a signature that names none, the major or minor key that fits its notes better."
+    found = list(voice.recurse().getElementsByClass("KeySignature"))
+    named = next((k for k in found if hasattr(k, "tonic")), None)
+    if named is not None: return dict(tonic=named.tonic.pitchClass, mode=MODE_NUMBERS.get(named.mode))
+    return dict(zip(("tonic", "mode"), estimate_key(melody, found[0].asKey("major").tonic.pitchClass))) if found else {}
 
 # %% ../nbs/85_melodies.ipynb #c6f3fedf
 def read_idyom(

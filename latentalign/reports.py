@@ -28,7 +28,6 @@ from .metrics import envelope_error, log_mel, mss_error, si_sdr_score, snr_score
 from .protocols import PROTOCOLS, Protocol, under_protocol
 from .storage import atomic_write, plain_name
 from .test_sets import Clip, ClipSet, data_marks, level_per_clip, open_test_set
-from .training import environment
 
 # %% ../nbs/75_reports.ipynb #5f1738e8
 UNITS = {  # what a name ends in → (unit, whether higher is better)
@@ -294,6 +293,7 @@ def evaluate(
     about: dict = {},   # what to keep about the model: its name, ...
 )->dict: # a report: plain values, ready for JSON
     "Measure a model on some test sets; warns of clips that cannot be measured, which are left out, and raises `ValueError` for unknown sets and figures, and where no clip is left, before any work."
+    from latentalign.training import environment  # needs an extra, which comparing reports does not
     if unknown := set(figures) - set(FIGURE_SETS): raise ValueError(f"unknown figures {', '.join(sorted(unknown))}; known: {', '.join(FIGURE_SETS)}")
     adapted = under_protocol(model, protocol)
     opened = [open_test_set(name, model.sample_rate, protocol.clips, protocol.seconds, seed) for name in data]
@@ -304,7 +304,6 @@ def evaluate(
         for which, why in bad.items(): warnings.warn(f"{clips.name}, {which} is left out: {why}", stacklevel=2)
     sets = {clips.name: measure_set(adapted, clips, protocol, figures, seed) | {'left_out': bad} for clips, _, bad in usable}
     settings, marks = report_settings(protocol, figures, seed), data_marks(data)
-    from latentalign.training import environment
     report = {'version': REPORT_VERSION, 'model': about, 'sample_rate': model.sample_rate, 'settings': settings, 'environment': environment(),
               'seconds': time.perf_counter() - start, 'sources': marks, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
 from numpy import ndarray
-from .storage import atomic_write, reading
+from .files import atomic_write, reading
 
 # %% ../nbs/61_soundfont.ipynb #19384a35
 def riff_chunks(

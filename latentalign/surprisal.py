@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOISINGS', 'FAR', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expectation', 'by_flow', 'MonteCarlo', 'frame_nll',
-           'open_autoencoder', 'SurprisalModel', 'check_scale', 'to_level', 'LatentSurprisal', 'Surprisal',
-           'read_published', 'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
+           'from_there', 'open_autoencoder', 'SurprisalModel', 'check_scale', 'to_level', 'LatentSurprisal',
+           'Surprisal', 'read_published', 'public_surprisal', 'write_curves', 'draw_curves', 'plot_curves']
 
 # %% ../nbs/82_surprisal.ipynb #93e65ee7
 import csv
@@ -96,6 +96,15 @@ def frame_nll(
     return Likelihood(*(torch.cat(values) for values in zip(*parts)))
 
 # %% ../nbs/82_surprisal.ipynb #a74c8a4d
+def from_there(
+    name: str,  # of an autoencoder: a folder, absolute or relative, or any other name
+    folder,     # of the surprisal run that names it
+)->str: # the folder, if one is found that holds a model; otherwise the name
+    "Find an autoencoder that a run names: from here, or from the run's own folder upwards, so that it is found from anywhere."
+    places = [Path(), *(p for here in [Path(folder).expanduser().resolve()] for p in (here, *here.parents))]
+    return next((str(p / Path(name).expanduser()) for p in places if (p / Path(name).expanduser() / 'config.json').is_file()), name)
+
+
 def open_autoencoder(
     name: str, # a folder, a bundled name, a Hub id, or public:NAME
 )->Autoencoder: # in evaluation mode
@@ -139,7 +148,7 @@ class SurprisalModel(SavedModel):
     ): # the model with its autoencoder, in evaluation mode
         "Load a saved model; raises `ValueError` as `Autoencoder.from_pretrained`, and if the autoencoder is not the one of the training."
         model = super().from_pretrained(name)
-        given = model.config.autoencoder if autoencoder is None else autoencoder
+        given = from_there(model.config.autoencoder, name) if autoencoder is None else autoencoder
         try: found = open_autoencoder(str(given)) if isinstance(given, (str, Path)) else given
         except ValueError as error: raise ValueError(f"{name} needs its autoencoder {str(given)!r} (autoencoder=… names another place): {error}") from error
         return model.attach(found, any_autoencoder)

@@ -30,7 +30,7 @@ from .options import check_kinds
 from .scores import RenderedScores
 from .sequence import LEAST_VARIANCE, SEQUENCE_PRESETS, SequenceConfig, SequenceModel
 from .storage import atomic_write, load_weights, plain_name, save_weights, seeded
-from .surprisal import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
+from .surprisal import Surprisal, SurprisalConfig, frame_nll, from_there, open_autoencoder
 from .training import RunState, TrainConfig, fit, uses_gpu
 
 # %% ../nbs/84_surprisal_training.ipynb #41a2a153
@@ -223,7 +223,10 @@ def train_surprisal(
     state = fit(SurprisalObjective(model, recipe.levels, recipe.faded), source, recipe.train, out, settings, options.resume, options.device, on_log)
     if torch.distributed.is_initialized() and torch.distributed.get_rank(): return out
     with atomic_write(out / 'run.json') as p: p.write_text(json.dumps(settings, indent=2) + '\n')
-    with seeded(0): finished = Surprisal(SurprisalConfig(model.config, options.autoencoder, fingerprint(autoencoder), recipe.pool, scale, recipe.heard, level))
+    local = Path(options.autoencoder).expanduser()
+    upwards = any((p / local / 'config.json').is_file() for p in out.resolve().parents)  # then the run and its autoencoder may be moved together
+    name = str(local.resolve()) if (local / 'config.json').is_file() and not upwards else options.autoencoder
+    with seeded(0): finished = Surprisal(SurprisalConfig(model.config, name, fingerprint(autoencoder), recipe.pool, scale, recipe.heard, level))
     finished.sequence.load_state_dict(averaged(state).cpu().state_dict())
     finished.licence = autoencoder.licence
     finished.save_pretrained(out)

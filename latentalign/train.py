@@ -6,7 +6,7 @@
 __all__ = ['STAGED', 'RECIPES', 'VARIANTS', 'PLAIN_FORM', 'STAGED_FORM', 'CONTROLS', 'Recipe', 'ConsistencyObjective',
            'StagedObjective', 'objective_of', 'parse_changes', 'halving_network', 'plain_recipe', 'with_texture',
            'RunOptions', 'averaged_model', 'held_out_error', 'held_out_clips', 'swap_latents', 'training_pool',
-           'sources_of', 'train', 'start_from', 'start_model', 'write_examples', 'parse_options']
+           'sources_of', 'training_source', 'train', 'start_from', 'start_model', 'write_examples', 'parse_options']
 
 # %% ../nbs/72_recipes.ipynb #ef645d0a
 import argparse
@@ -49,6 +49,7 @@ class Recipe:
     frozen: bool = False                                   # the encoder stays as it was at the start; of a model with a code
     mel: float = 0.                                        # weight of the log-mel distance beside the magnitude's error, of a model with a code
     pool: int = 0                                          # excerpts that are held in memory and cut anew for every item; 0: items come from the source itself
+    on_device: bool = False                                # they are held, and cut, in the memory of the device that trains
     crop_frames: int = 168                                 # STFT frames of a training crop, a multiple of the model's frames_per_latent
 
     @property
@@ -265,6 +266,7 @@ class RunOptions:
     variant: str = 'lin'      # one of VARIANTS or CONTROLS
     preset: str = 'auto'      # one of RECIPES; auto: tiny without a GPU, small with one
     ratio: float = 64.        # compression, samples over latent values; of the preset tiny
+    rate: int = 0             # Hz, 22050 or 44100; of the preset tiny; 0: the recipe's
     start: str = 'closed'     # closed: the preset tiny starts from its closed form; random: it is trained in the plain form of both papers
     data: str = 'auto'        # auto: rendered scores and what recordings lie in data/; 'scores', a folder, stems:FOLDER, several with commas, LAYOUT:FOLDER
     minutes: float = 0.       # train for so long; 0: the recipe's, unless there are steps
@@ -296,11 +298,16 @@ class RunOptions:
         name = self.preset if self.preset != 'auto' else 'small' if self.on_gpu else 'tiny'
         recipe = preset(name, RECIPES)
         if self.start not in ('closed', 'random'): raise ValueError(f"unknown start {self.start!r}; known: closed, random")
+        rate = self.rate or recipe.model.transform.sample_rate
+        if rate not in (22050, 44100): raise ValueError(f"rate must be 22050 or 44100 (Hz), got {self.rate}")
         if not recipe.model.code:
+            if rate != recipe.model.transform.sample_rate: raise ValueError(f"the preset {name} works at {recipe.model.transform.sample_rate} Hz, not {rate}: only tiny has the choice")
             if self.ratio != recipe.model.ratio: raise ValueError(f"the preset {name} compresses {recipe.model.ratio:g}×, not {self.ratio:g}×: only tiny has the dial")
             return recipe
-        if self.start == 'random': return plain_recipe(self.ratio)
-        model = code_config('linear', self.ratio, recipe.model.transform.sample_rate, width=recipe.model.code.width)
+        if self.start == 'random':
+            if rate != 22050: raise ValueError(f"start=random is for 22050 Hz, got rate={rate}")
+            return plain_recipe(self.ratio)
+        model = code_config('linear', self.ratio, rate, width=recipe.model.code.width)
         crop = -(-max(recipe.crop_frames, 8 * model.code.patch) // model.code.patch) * model.code.patch
         recipe = replace(recipe, model=model, crop_frames=crop)
         if self.texture == 1 and not self.init_from: raise ValueError("texture=1 trains nothing but texture: name the model that it is for (init_from)")
@@ -388,6 +395,16 @@ def sources_of(
     return {'sources': ', '.join(f'{Path(name).name}@{turns}' for name, turns in auto_data())} if data == 'auto' else {}
 
 
+def training_source(
+    options: RunOptions, # data, seed and device
+): # what `fit` takes
+    "The items of a run: of a pool, in the memory of the device if the recipe says so, or of the source itself."
+    recipe = options.recipe()
+    if not recipe.pool: return open_source(options.data, crop=recipe.crop, sample_rate=recipe.model.transform.sample_rate, seed=options.seed)
+    pool = training_pool(options)
+    return pool.to('cuda' if options.on_gpu else 'cpu') if recipe.on_device else pool
+
+
 def train(
     options: RunOptions,  # what is trained, on what, where
     on_log=None,          # called with (log records, RunState) after each log record
@@ -395,10 +412,8 @@ def train(
     "Train an autoencoder into a run folder; raises `ValueError` for unknown options and for a folder that holds another run."
     recipe, out = options.recipe(), options.folder
     model = start_model(options)
-    if recipe.pool: source = training_pool(options)
-    else: source = open_source(options.data, crop=recipe.crop, sample_rate=model.sample_rate, seed=options.seed)
     settings = {'variant': options.variant, 'data': options.data, **sources_of(options.data), 'init_from': options.init_from, **asdict(recipe)}
-    state = fit(objective_of(model, recipe), source, recipe.train, out, settings, options.resume, options.device, on_log)
+    state = fit(objective_of(model, recipe), training_source(options), recipe.train, out, settings, options.resume, options.device, on_log)
     if torch.distributed.is_initialized() and torch.distributed.get_rank(): return out
     with atomic_write(out / 'run.json') as p: p.write_text(json.dumps(settings, indent=2) + '\n')
     clips = held_out_clips(options, 64)
@@ -438,7 +453,7 @@ def start_model(
     "The model that a training starts with: the closed form of its data, random weights of the seed, or those of another model."
     with seeded(options.seed): model = Autoencoder(options.recipe().model)
     if options.init_from: start_from(model, options.init_from)
-    elif model.config.code: fit_code(model, training_pool(options).batch(range(FIT_CROPS)))
+    elif model.config.code: fit_code(model, training_pool(options).batch(range(min(FIT_CROPS, 20 * options.recipe().pool))))
     return model
 
 # %% ../nbs/72_recipes.ipynb #f798a190

@@ -1,8 +1,10 @@
 """The command line: what it writes, what it leaves alone, and how it says what went wrong."""
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 
 from latentalign import Autoencoder, command
 from latentalign.command import Latents, load_latents, main, save_latents
+from latentalign.files import RECORDS
 
 PROGRAM = "from latentalign.command import main; raise SystemExit(main())"
 TOP = Path(__file__).resolve().parent.parent
@@ -64,7 +67,7 @@ def run(line, *, program=PROGRAM):
     return done.returncode, done.stdout, done.stderr
 
 
-def files(folder): return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+def files(folder): return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file() and p.name != RECORDS)
 def times(folder): return {p: (Path(folder)/p).stat().st_mtime_ns for p in files(folder)}
 
 
@@ -93,13 +96,6 @@ def test_resume_leaves_alone_what_is_there(work, models, capsys):
     assert {p for p in after if after[p] != before[p]} == {"good.safetensors"}
     assert main([*line, "--overwrite"]) == 1
     assert all(t > after[p] for p, t in times("z").items())
-
-
-def test_nothing_left_loads_no_model(work, models, monkeypatch):
-    line = f"encode music/good.wav --out z --model {models}/one".split()
-    assert main(line) == 0
-    monkeypatch.setattr(command, "load_model", None)
-    assert main(line) == 0
 
 
 def test_the_model_is_loaded_once(work, models, monkeypatch):
@@ -145,7 +141,7 @@ def test_foreign_and_damaged_latents_are_refused(work, models, capsys):
     save_file({"z": torch.zeros(1, 64, 9)}, "z/newer.safetensors", metadata={"latentalign": '{"version": 99}'})
     save_file({"x": torch.zeros(1, 64, 9)}, "z/nameless.safetensors",
               metadata={"latentalign": '{"version": 1, "samples": 9, "sample_rate": 9, "model": ""}'})
-    save_latents("z/flat.safetensors", Latents(torch.zeros(64, 9), 9, 9, ""))
+    save_latents("z/flat.safetensors", Latents(torch.zeros(64, 9), 2000, 22050, ""))
     assert main(f"decode z --out y --model {models}/one".split()) == 1
     err = capsys.readouterr().err
     assert "1 written, 8 failed:" in err and files("y") == ["good.wav"]
@@ -154,15 +150,19 @@ def test_foreign_and_damaged_latents_are_refused(work, models, capsys):
 
 
 def test_name_collisions_stop_before_any_work(work, models, capsys):
-    tone(Path("music/good.flac"), 44100)
-    for line, named in ((f"encode music --out z --model {models}/one", ("music/good.wav", "music/good.flac")),
-                        (f"encode music/good.wav music/deep/../good.flac --out z --model {models}/one", ("z/good.safetensors",)),
-                        (f"reconstruct music/good.wav --out music --model {models}/one", ("music/good.wav", "overwritten")),
-                        (f"reconstruct music/good.flac --out music --model {models}/one --format flac", ("music/good.flac",))):
+    tone(Path("other/good.wav"), 44100)
+    for line, named in ((f"encode music other --out z --model {models}/one", ("music/good.wav", "other/good.wav", "z/good")),
+                        (f"reconstruct music/good.wav --out music --model {models}/one", ("music/good.wav", "overwritten"))):
         before = times(".")
         assert main(line.split()) == 2
         err = capsys.readouterr().err
         assert all(name in err for name in named) and times(".") == before
+
+
+def test_sounds_of_one_name_in_two_formats_both_get_a_result(work, models):
+    for suffix in ("mp3", "flac"): tone(Path(f"music/good.{suffix}"), 44100)
+    assert main(f"encode music/good.wav music/good.mp3 music/deep/../good.flac music/good.mp3 --out z --model {models}/one".split()) == 0
+    assert files("z") == [f"good.{s}.safetensors" for s in ("flac", "mp3", "wav")]
 
 
 def test_results_inside_the_searched_folder_are_no_inputs(work, models):
@@ -210,8 +210,8 @@ def test_info(work, models, capsys):
     for word in ("22050 Hz", "64 channels", "4 times fewer", "256 frames", "2,782,416", "fingerprint"): assert word in model
     assert main(["info", "z/er/stereo.safetensors"]) == 0
     latents = capsys.readouterr().out
-    for word in ("48000 Hz", "30011 samples", "channels: 2"): assert word in latents
-    assert model.split()[-1] == latents.split()[-1], "the fingerprint says which model made the latents"
+    for word in ("48000 Hz", "30011 samples", "channels: 2", "stereo.FLAC", f"{models}/one"): assert word in latents
+    assert f"({model.split()[-1]})" in latents, "the fingerprint says which model made the latents"
 
 
 def test_mix_decodes_the_weighted_sum_of_latents(work, models):
@@ -238,16 +238,17 @@ def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch
     line = f"mix music/good.wav --out y.flac --model {models}/one".split()
     assert main(line) == 0
     before = Path("y.flac").stat().st_mtime_ns
-    load = command.load_model
-    monkeypatch.setattr(command, "load_model", None)
     assert main(line) == 0 and Path("y.flac").stat().st_mtime_ns == before and "--overwrite" in capsys.readouterr().err
-    monkeypatch.setattr(command, "load_model", load)
     assert main([*line, "--overwrite"]) == 0 and Path("y.flac").stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize("line, words", [
-    ("mix music/good.wav music/deep/er/stereo.FLAC --out y.wav --model MODEL", ["0.4538 s", "0.6252 s"]),
-    ("mix music/good.wav short.wav --out y.wav --model MODEL", ["0.4538 s", "0.4533 s"]),
+    ("mix music/good.wav --length long --out y.wav --model MODEL", ["longest, first, shortest", "'long'"]),
+    ("mix music/good.wav --length 0 --out y.wav --model MODEL", ["'0'"]),
+    ("mix music/good.wav --at 0 1 --out y.wav --model MODEL", ["times (--at)", "got 2"]),
+    ("mix music/good.wav --at -1 --out y.wav --model MODEL", ["music/good.wav", "-1"]),
+    ("mix music/good.wav --headroom -1 --out y.wav --model MODEL", ["--headroom", "-1"]),
+    ("mix music/good.wav --gains 1e39 --out y.wav --model MODEL", ["1e+39"]),
     ("mix music/good.wav --gains 1 2 --out y.wav --model MODEL", ["1 gains", "got 2"]),
     ("mix music/good.wav --gains nan --out y.wav --model MODEL", ["finite", "nan"]),
     ("mix music/good.wav --out y.mid --model MODEL", ["'.mid'", ".flac", ".safetensors"]),
@@ -256,9 +257,7 @@ def test_a_mixture_that_is_there_is_left_alone(work, models, capsys, monkeypatch
     ("mix absent.wav --out y.wav --model MODEL", ["absent.wav", "no such file"]),
     ("subtract z.safetensors music/good.wav --out y.wav --model MODEL", ["z.safetensors", "another model"])])
 def test_mixtures_that_cannot_be(work, models, capsys, line, words):
-    save_latents("z.safetensors", Latents(torch.zeros(1, 64, 9), 9, 9, "another"))
-    wave, rate = soundfile.read("music/good.wav")
-    soundfile.write("short.wav", wave[:len(wave) - rate//2000], rate)              # as many frames of the latent
+    save_latents("z.safetensors", Latents(torch.zeros(1, 64, 9), 2000, 22050, "another"))
     assert main(line.replace("MODEL", f"{models}/one").split()) == 2
     err = capsys.readouterr().err
     assert err.startswith("latentalign: ") and len(err.splitlines()) == 1 and all(word in err for word in words), err
@@ -286,7 +285,7 @@ def test_help_does_not_import_torch():
 
 KILLED = """
 import os, signal
-from latentalign import audio, command, storage
+from latentalign import audio, command, files
 {patch}
 raise SystemExit(command.main())
 """
@@ -294,8 +293,8 @@ BEFORE_RENAMING = """
 calls = []
 def fsync(f):
     calls.append(f)
-    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)
-storage.os.fsync = fsync
+    if len(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)
+files.os.fsync = fsync
 """
 AFTER_THE_FIRST_BLOCK = """
 write = audio.soundfile.SoundFile.write
@@ -318,7 +317,7 @@ def test_kill_9_leaves_no_half_file(work, models, verb, patch, whole):
     before = times("out")
     assert main(line.split()) == 0
     results = [p for p in files("out") if not Path(p).name.startswith(".")]
-    assert len(results) == 3 and all(times("out")[p] == before[p] for p in seen)
+    assert len(results) == 3 and all(times("out")[p] == before[p] for p in seen) and results == files("out"), "what the killed one left is swept"
     for p in results:
         if verb == "encode": assert load_latents(f"out/{p}").samples == 20_011
         else: assert soundfile.info(f"out/{p}").frames == 20_011
@@ -346,7 +345,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 """
 NOISE = """
 import numpy
-command.encode_file = lambda model, mark, path: command.Latents(None, 0, 44100, mark)
+command.encode_file = lambda opened, path: command.Latents(None, 0, 44100, opened.mark)
 command.decode_latents = lambda *args: numpy.random.default_rng(0).uniform(-.5, .5, (1, 400_000))
 """
 
@@ -362,3 +361,172 @@ def test_full_disk_is_told_and_keeps_the_old_file(work, models, kind):
     status, _, err = run(f"{line} --overwrite", program=KILLED.format(patch=patch))
     assert status == 1 and "could not write" in err and f"y/long.{kind}" in err, err
     assert Path(f"y/long.{kind}").read_bytes() == old and files("y") == [f"long.{kind}"]
+
+
+# ---- what made a result
+
+@pytest.mark.parametrize("line, other, told", [
+    ("encode music/good.wav", "--model MODELS/other", "model was"), ("reconstruct music/good.wav", "--model MODELS/other", "model was"),
+    ("reconstruct music/good.wav", "--steps 2", "steps was 1, now 2"), ("reconstruct music/good.wav", "--seed 1", "seed was 0, now 1"),
+    ("reconstruct music/good.wav", "--headroom 3", "headroom was None, now 3.0"), ("decode z", "--seed 1", "seed was 0, now 1")])
+def test_results_of_other_settings_are_refused_and_named(work, models, capsys, line, other, told):
+    if line == "decode z": assert main(f"encode music/good.wav --out z --model {models}/one".split()) == 0
+    line, other = f"{line} --out o --model {models}/one".split(), other.replace("MODELS", str(models)).split()
+    assert main(line) == 0
+    before = times("o")
+    assert main(line) == 0 and times("o") == before
+    assert main(line + other) == 2 and told in capsys.readouterr().err and times("o") == before
+    assert main([*line, *other, "--overwrite"]) == 0 and times("o") != before
+    assert main(line + other) == 0 and main(line) == 2, "now the other ones are there"
+
+
+def test_a_result_of_another_input_is_made_again_and_a_foreign_one_is_refused(work, models, capsys):
+    tone(Path("music/more.wav"), 44100)
+    line = f"reconstruct music/good.wav music/more.wav --out o --model {models}/one".split()
+    assert main(line) == 0
+    before = times("o")
+    wave, rate = soundfile.read("music/good.wav")
+    soundfile.write("music/good.wav", -wave, rate)                                 # as long, and as many bytes
+    assert main(line) == 0 and "1 of them again" in capsys.readouterr().err
+    assert {name for name in before if times("o")[name] != before[name]} == {"good.wav"}
+    soundfile.write("o/more.wav", wave, rate)
+    assert main(line) == 2 and "o/more.wav: it has been changed" in capsys.readouterr().err
+    (Path("o")/RECORDS).unlink()
+    assert main(line) == 2 and "nothing beside it tells what made it" in capsys.readouterr().err
+
+
+def test_mixtures_know_their_gains_and_inputs(work, models, capsys):
+    tone(Path("b.wav"), 44100)
+    line = f"mix music/good.wav b.wav --out y.wav --model {models}/one --gains"
+    assert main(f"{line} 1 -6dB".split()) == 0
+    before = times(".")
+    assert main(f"{line} 1 {10**(-6/20)!r}".split()) == 0 and times(".") == before, "the same gain in other words"
+    assert main(f"{line} 1 -5dB".split()) == 2 and "gains was" in capsys.readouterr().err
+    tone(Path("b.wav"), 44100, samples=20_000)
+    assert main(f"{line} 1 -6dB".split()) == 0 and "b.wav has changed" in capsys.readouterr().err and times(".")["y.wav"] > before["y.wav"]
+
+
+def test_latents_name_their_model_and_say_when_they_are_damaged(work, models, capsys, monkeypatch):
+    assert main(f"encode music/good.wav --out z --model {models}/one".split()) == 0
+    (work/"elsewhere").mkdir(); monkeypatch.chdir(work/"elsewhere")
+    assert main("decode ../z --out y".split()) == 0 and soundfile.info("y/good.wav").frames == 20_011
+    latents, data = load_latents("../z/good.safetensors"), Path("../z/good.safetensors").read_bytes()
+    assert (latents.name, latents.source["name"], latents.frame_rate) == (str((models/"one").resolve()), "good.wav", 22050/256)
+    for k in range(0, len(data) - 400, len(data)//40):                             # one bit in forty places
+        Path("bad.safetensors").write_bytes(data[:k] + bytes([data[k] ^ 4]) + data[k + 1:])
+        with pytest.raises(ValueError, match="bad.safetensors"):
+            if torch.equal(load_latents("bad.safetensors").z, latents.z) and load_latents("bad.safetensors") != latents: raise ValueError("bad.safetensors: only a name differs")
+    for changes in (dict(samples=10**12), dict(sample_rate=1), dict(sample_rate=2_000_000_000), dict(samples=0), dict(samples=1.5), dict(samples=True), dict(frame_rate=float("inf"))):
+        save_latents("bad.safetensors", dataclasses.replace(latents, **changes))
+        with pytest.raises(ValueError, match="bad.safetensors"): load_latents("bad.safetensors")
+
+
+# ---- names
+
+def test_folders_hide_no_models_and_home_is_understood(work, models, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(work))
+    Autoencoder.from_preset("tiny").save_pretrained("mine")
+    for name in ("lin", "someone"): Path(name).mkdir()
+    assert main("info lin".split()) == 0 and main("info ~/mine".split()) == 0
+    assert main("encode ~/music/good.wav --out ~/z --model ~/mine".split()) == 0 and Path("z/good.safetensors").exists() and not Path("~").exists()
+    capsys.readouterr()
+    assert main("info someone/model".split()) == 2 and "the Hub says" in capsys.readouterr().err, "asked for on the Hub"
+
+
+def test_a_link_to_itself_is_one_failed_file(work, models, capsys):
+    tone(Path("in/a.wav"), 44100)
+    os.symlink("loop.wav", "in/loop.wav")
+    assert main(f"encode in --out z --model {models}/one".split()) == 1 and files("z") == ["a.safetensors"]
+    err = capsys.readouterr().err
+    assert "1 written, 1 failed" in err and "in/loop.wav" in err
+
+
+def test_names_that_cannot_be_written_are_refused_and_others_do_nothing(work, models, capsys):
+    tone(Path("in/a\x1b[31m\u202e.wav"), 44100)
+    Path("in/b\x1b[0m.wav").write_bytes(b"no sound")
+    assert main(f"encode in --out z --model {models}/one".split()) == 1
+    err = capsys.readouterr().err
+    assert r"in/b\x1b[0m.wav" in err and "\x1b" not in err
+    tone(Path(os.fsdecode(b"in/caf\xe9.wav")), 44100)
+    for given in ("in", os.fsdecode(b"in/caf\xe9.wav")):
+        assert main(["encode", given, "--out", "y", "--model", f"{models}/one"]) == 2 and r"caf\udce9.wav" in capsys.readouterr().err and not Path("y").exists()
+
+
+def test_results_have_the_permissions_that_the_user_gives(work, models):
+    before = os.umask(0o027)
+    try: assert main(f"encode music/good.wav --out z --model {models}/one".split()) == main(f"decode z --out y --model {models}/one".split()) == 0
+    finally: os.umask(before)
+    assert {oct(p.stat().st_mode & 0o777) for folder in ("z", "y") for p in Path(folder).iterdir()} == {"0o640"}
+
+
+# ---- lengths and levels
+
+def test_mixtures_of_other_lengths_are_those_of_sounds_filled_up_with_silence(work, models, capsys):
+    a, b = (np.random.default_rng(k).uniform(-.2, .2, n) for k, n in enumerate((30_000, 22_050)))
+    for name, wave in (("a", a), ("b", b), ("late", np.pad(b, (11_025, 0))), ("filled", np.pad(b, (0, 7_950))), ("cut", a[:22_050]), ("longer", np.pad(a, (0, 3_075)))): soundfile.write(f"{name}.wav", wave, 22_050)
+    same = lambda one, other: np.testing.assert_allclose(load_latents(f"{one}.safetensors").z, load_latents(f"{other}.safetensors").z, atol=1e-6)
+    for words in ("mix a.wav b.wav --out x0", "mix a.wav filled.wav --out y0", "mix b.wav a.wav --out x1", "mix filled.wav a.wav --out y1", "mix a.wav b.wav --length shortest --out x2", "mix cut.wav b.wav --out y2",
+                  "mix a.wav b.wav --at 0 0.5 --out x3", "mix longer.wav late.wav --out y3", "subtract b.wav a.wav --out x4", "subtract b.wav cut.wav --out y4", "mix a.wav b.wav --length 1.5 --at 0 0.5 --out x5"):
+        assert main(f"{words}.safetensors --model {models}/one".split()) == 0
+    for k in range(5): same(f"x{k}", f"y{k}")
+    assert [load_latents(f"x{k}.safetensors").samples for k in range(6)] == [30_000, 30_000, 22_050, 33_075, 22_050, 33_075]
+    same("x5", "x3")
+    err = capsys.readouterr().err
+    assert "b.wav ends at 1.000 s: it is filled up with silence at 1.361 s" in err and "a.wav ends at 1.361 s: it is cut off at 1.000 s" in err
+
+
+def test_what_clips_is_told_with_its_peak_and_can_be_turned_down(work, models, capsys):
+    line = f"mix music/good.wav --model {models}/one --gains 40dB --out"
+    assert main(f"{line} loud.wav".split()) == 0 and "clips" not in capsys.readouterr().err
+    peak = np.abs(soundfile.read("loud.wav")[0]).max()
+    assert peak > 1 and main(f"{line} loud.flac".split()) == 0
+    err = capsys.readouterr().err
+    assert f"its peak is {peak:.3g} times full scale" in err and f"{20*np.log10(peak):+.1f} dB" in err
+    for options, wanted in (("--headroom 0", 1.), ("--headroom 6", 10**-.3), ("--normalize", 1.), ("--normalize --headroom 1", 10**-.05)):
+        assert main(f"{line} quiet.flac --overwrite {options}".split()) == 0 and "clips" not in capsys.readouterr().err
+        assert np.abs(soundfile.read("quiet.flac")[0]).max() == pytest.approx(wanted, abs=1e-4)
+    assert main(f"encode music/good.wav --out z --model {models}/one".split()) == 0
+    for verb, given in (("reconstruct", "music/good.wav"), ("decode", "z")):
+        assert main(f"{verb} {given} --out {verb} --normalize --headroom 3".split() + ["--model", f"{models}/one"]) == 0
+        assert np.abs(soundfile.read(f"{verb}/good.wav")[0]).max() == pytest.approx(10**-.15, abs=1e-5)
+
+
+def test_stereo_comes_through_a_pipe(work, models):
+    os.mkfifo("pipe.wav")
+    writer = threading.Thread(target=lambda: Path("pipe.wav").write_bytes(Path("music/deep/er/stereo.FLAC").read_bytes()))
+    writer.start()
+    assert main(f"encode pipe.wav --out z --model {models}/one".split()) == 0
+    writer.join()
+    assert main(f"encode music/deep/er/stereo.FLAC --out z --model {models}/one".split()) == 0
+    assert torch.equal(load_latents("z/pipe.safetensors").z, load_latents("z/stereo.safetensors").z) and len(load_latents("z/pipe.safetensors").z) == 2
+
+
+# ---- a core install
+
+WITHOUT = """
+import sys
+gone = {"accelerate", "torchaudio", "matplotlib", "PIL", "papermill", "music21", "symusic", "torchcrepe", "torchdiffeq", "visqol", "numba", "transformers", "ipywidgets", "scipy", "mtrf", "h5py"}
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def find_spec(self, name, *rest): return None if name.partition(".")[0] in gone else self.finder.find_spec(name, *rest)
+sys.meta_path[:] = [Without(f) for f in sys.meta_path]
+from latentalign.command import main
+for line in sys.argv[1:]:
+    try: status = main(line.split())
+    except SystemExit as stop: status = stop.code
+    print("STATUS", line.split()[0], status, flush=True); print("STATUS", line.split()[0], status, file=sys.stderr, flush=True)
+"""
+
+
+def test_a_core_install_names_the_extra_and_has_help(work, models):
+    lines = ["evaluate lin", "listen lin --out o.html", "reproduce --help", "evaluate --help", "surprisal --help", f"encode music/good.wav --out z --model {models}/one"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *lines], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(TOP)})
+    assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("STATUS")] == ["2", "2", "0", "0", "0", "0"], done.stdout + done.stderr
+    assert done.stderr.count("needs `pip install 'latentalign[eval]'`") >= 2 and "Traceback" not in done.stderr and Path("z/good.safetensors").exists()
+
+
+def test_what_only_compares_imports_no_accelerate_and_a_soundfont_no_torch():
+    script = "import sys, latentalign.{0}; print({1!r} in sys.modules)"
+    for module, heavy in (("comparison", "accelerate"), ("soundfont", "torch"), ("files", "torch"), ("containers", "numpy")):
+        done = subprocess.run([sys.executable, "-c", script.format(module, heavy)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(TOP)})
+        assert done.stdout.strip() == "False", (module, done.stdout + done.stderr)

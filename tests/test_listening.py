@@ -157,6 +157,9 @@ def test_names_are_escaped(path, page, models, tmp_path):
     found = Read(write_listening(tmp_path/"page.html", {"toy": models[EVIL]}, str(tmp_path), seconds=SECONDS).read_text())
     assert found.all("h2")[0]["text"] == f"Clip 1: {name}" and len(found.all("img")) == 1 + len(found.all("audio"))
     assert found.all("footer")[0]["text"] == f"Clips of {tmp_path.name}, {SECONDS} s each, seed 0.", "no folders"
+    (tmp_path/f"{name}.wav").rename(tmp_path/"a\x1b[31m\u202eb.wav")
+    text = write_listening(tmp_path/"page.html", {"toy": models[EVIL]}, str(tmp_path), seconds=SECONDS).read_text()
+    assert not set(text) & set("\x1b\u202e") and Read(text).all("h2")[0]["text"] == r"Clip 1: a\x1b[31m\u202eb", "they are shown, and do nothing"
 
 
 # the sounds
@@ -306,7 +309,9 @@ def test_command_writes_a_page_and_leaves_it(tmp_path, monkeypatch, capsys):
     found = Read(Path("page.html").read_text())
     assert len(found.all("audio")) == 4 + len(RATIOS) and "fingerprint" in found.all("dl")[0]["text"] and "MiB" in capsys.readouterr().err
     before = Path("page.html").stat().st_mtime_ns
-    assert main("listen m2l --out page.html".split()) == 0 and Path("page.html").stat().st_mtime_ns == before
+    assert main("listen m2l --out page.html --seconds 0.5 --data melodies --device cpu".split()) == 0 and Path("page.html").stat().st_mtime_ns == before
+    for other, told in (("--seed 1", "seed was 0, now 1"), ("--credit me", "credit was '', now 'me'")):
+        assert main(f"listen m2l --out page.html --seconds 0.5 --data melodies --device cpu {other}".split()) == 2 and told in capsys.readouterr().err
     assert main("listen m3l --out no.html".split()) == 2 and "m3l" in capsys.readouterr().err and not Path("no.html").exists()
 
 

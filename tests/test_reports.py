@@ -1,6 +1,7 @@
 """Test sets, protocols, reports and what is drawn from them."""
 import json
 import math
+from pathlib import Path
 from dataclasses import replace
 
 import matplotlib
@@ -19,7 +20,7 @@ from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, agains
                                     noise_table, open_methods, open_runs, run_colour, training_start)
 from latentalign.evaluation import Coded
 from latentalign.protocols import PROTOCOLS, SCORE_NAMES, Adapted, Chunked, Protocol, protocol_named, under_protocol
-from latentalign.reports import (SCORES, batches, evaluate, read_report, report_path, sound_scores, summarise, unit_of,
+from latentalign.reports import (SCORES, batches, evaluate, read_report, report_differences, report_path, sound_scores, summarise, unit_of,
                                  write_report)
 from latentalign.test_sets import Clip, ClipSet, open_test_set
 
@@ -95,14 +96,14 @@ def test_musdb_excerpts_and_whole_tracks(musdb):
 def test_bad_tracks_are_named(musdb, name, change, words, seconds):
     path = musdb/f"test/b/{name}.wav"
     write(path, change(soundfile.read(path)[0].T))
-    if name != "bass": open_test_set(f"musdb18-hq:{musdb}", 8000, 0, seconds).load(0)    # headers are looked at first, sound when its turn comes
+    if name != "bass": open_test_set(f"musdb18-hq:{musdb}", 8000, 0, seconds).load(0)    # each when its turn comes
     with pytest.raises(ValueError, match=words): open_test_set(f"musdb18-hq:{musdb}", 8000, 0, seconds).load(1)
 
 
 def test_tracks_of_different_rates_are_refused(musdb):
     wave = soundfile.read(musdb/"test/a/bass.wav")[0].T
     write(musdb/"test/a/bass.wav", wave, 16000)
-    with pytest.raises(ValueError, match="bass.wav has 24000 samples at 16000 Hz"): open_test_set(f"musdb18-hq:{musdb}", 8000, 0, 0.)
+    with pytest.raises(ValueError, match="bass.wav has 24000 samples at 16000 Hz"): open_test_set(f"musdb18-hq:{musdb}", 8000, 0, 0.).load(0)
 
 
 def test_silent_tracks_are_refused(musdb, tmp_path):
@@ -262,10 +263,12 @@ def test_clips_are_read_before_any_work(musdb, monkeypatch):
     from latentalign import reports
     monkeypatch.setattr(reports, "measure_set", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match="rendering 0 lasts 0.50 s.*'visqol'"): evaluate(Linear(), ["scores"], replace(FEW, seconds=.5, scores=("visqol",)))
-    write(musdb/"test"/"b"/"drums.wav", np.full((2, 24_000), np.nan))
-    write(musdb/"test"/"a"/"drums.wav", np.full((2, 24_000), np.nan))
-    with pytest.raises(ValueError, match="no clip of musdb18-hq can be measured.*NaN"): evaluate(Linear(), [f"musdb18-hq:{musdb}"], FEW, ("linearity",))
     monkeypatch.undo()
+    write(musdb/"test"/"b"/"drums.wav", np.full((2, 24_000), np.nan))
+    found = evaluate(Linear(), [f"musdb18-hq:{musdb}"], replace(FEW, clips=0, seconds=0.), ("linearity",))["sets"]["musdb18-hq"]
+    assert found["clips"] == 1 and list(found["left_out"]) == ["clip 1"] and "NaN" in found["left_out"]["clip 1"]
+    write(musdb/"test"/"a"/"drums.wav", np.full((2, 24_000), np.nan))
+    with pytest.raises(ValueError, match="no clip of musdb18-hq can be measured.*NaN"): evaluate(Linear(), [f"musdb18-hq:{musdb}"], replace(FEW, clips=0, seconds=0.), ("linearity",))
     assert evaluate(Linear(), ["scores"], replace(FEW, clips=1, seconds=.5, scores=("visqol",)), ("linearity",))
 
 
@@ -306,6 +309,19 @@ def test_missing_weights_are_told_and_crepe_named_in_their_place(tmp_path):
     assert set(report["sets"]["melodies"]["noise"]["inf"]) == {"crepe_fad", "crepe_kad"} and report["settings"]["embeddings"] == ["vggish"]
 
 
+def test_a_report_knows_what_made_it(musdb):
+    data, about = [f"musdb18-hq:{musdb}"], {"fingerprint": "f"}
+    report = evaluate(Linear(), data, replace(FEW, clips=0, seconds=0.), ("linearity",), 3, about)
+    compare = lambda mark="f", data=data, protocol=replace(FEW, clips=0, seconds=0.), figures=("linearity",), seed=3: report_differences(report, mark, data, protocol, figures, seed)
+    assert compare() == ([], [])
+    for other, told in (({"mark": "g"}, "model was 'f', now 'g'"), ({"seed": 4}, "seed was 3, now 4"), ({"figures": ("latent",)}, "figures was ['linearity']"), ({"protocol": FEW}, "clips was 0"), ({"data": ["scores"]}, "sets was")):
+        settings, sources = compare(**other)
+        assert told in " ".join(settings) and not sources, (settings, sources)
+    path = musdb/"test"/"b"/"bass.wav"
+    path.write_bytes(path.read_bytes()[:-4] + b"abcd")
+    assert compare() == ([], [f"{data[0]} has changed"])
+
+
 def test_reports_that_cannot_be_read(tmp_path):
     path = tmp_path/"r.json"
     for text, words in (("", "no report"), ("[]", "no report"), ('{"sets": 1}', "no report"), ('{"version": 99, "sets": {}, "settings": {}}', "newer latentalign.*99")):
@@ -315,6 +331,8 @@ def test_reports_that_cannot_be_read(tmp_path):
 
 
 def test_where_a_report_goes(tmp_path):
+    assert report_path(str(tmp_path)) == Path("runs")/f"evaluated-{str(tmp_path).replace('/', '-')}"/"evaluation.json", "a folder that holds no model is no run"
+    (tmp_path/"config.json").touch()
     assert report_path(str(tmp_path)) == tmp_path/"evaluation.json" and report_path("x", "y/z.json").as_posix() == "y/z.json"
     assert report_path("x", "a/b").as_posix() == "a/b/evaluation.json"
     assert report_path("owner/name").as_posix() == "runs/evaluated-owner-name/evaluation.json" and report_path("public:m2l=a/b.pt").as_posix() == "runs/evaluated-m2l/evaluation.json"

@@ -551,7 +551,8 @@ def test_command_writes_tables_resumes_and_goes_on(surprisal, tmp_path, capsys, 
     for wrong in (['--noise-levels', '1'], ['--noise-levels', 'a']):
         with pytest.raises(SystemExit): main([*line, *wrong])
     assert main(['surprisal', str(tmp_path / 'music' / 'a.wav'), '--out', str(tmp_path / 'new')]) == 0   # with a model that comes with the package
-    assert json.loads((tmp_path / 'new' / 'surprisal.json').read_text())['model'] in bundled_models('surprisal')
+    record = json.loads((tmp_path / 'new' / 'latentalign.jsonl').read_text())
+    assert record['settings']['command'] == 'surprisal' and record['settings']['silence'] == 'music' and record['sources']['a.wav']['bytes'] == (tmp_path / 'music' / 'a.wav').stat().st_size
 
 
 def test_command_tells_autoencoders_apart(surprisal, tmp_path, capsys):
