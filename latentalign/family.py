@@ -317,7 +317,8 @@ def step_operations(
     encoder = 2 * outer + 3 * inner                                              # for the sound there is no gradient
     decoder = 3 * (c * d + (3 * c * w + 3 * b * w * w + w * d) * bool(w))
     mixtures, linearity = 1 + (recipe.linearity.mixtures != 'none'), recipe.linearity
-    encoded = (1 if linearity.additivity else mixtures) + (linearity.penalty > 0)
+    again = bool(linearity.penalty or linearity.decoded) and not (linearity.homogeneity and linearity.additivity)  # the sounds themselves
+    encoded = (1 if linearity.additivity else mixtures) + (linearity.penalty > 0) + again
     bands = len(mel_filters(transform.sample_rate, transform.n_fft)) if recipe.mel else 0
     return 2 * recipe.train.batch_size * (frames * (encoded * encoder + mixtures * decoder) + 3 * mixtures * recipe.crop_frames * bands * transform.bins)
 
@@ -325,7 +326,7 @@ def step_operations(
 def step_bytes(
     recipe: Recipe,    # of a model with a code
     excerpt_samples: int,  # of all excerpts of the pool
-    images: float = 40.,   # that are kept for the gradient, a sound
+    images: float = 10.,   # that are kept for the gradient, a sound
 )->dict: # part → bytes
     "What a training holds in memory."
     code, transform = recipe.model.code, recipe.model.transform
