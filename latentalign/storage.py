@@ -116,7 +116,7 @@ def save_weights(
 )->None:
     "Save tensors as safetensors with their digest, atomically."
     weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    data = save(weights, metadata={'format': 'pt', 'digest': digest(weights)})
+    data = save(weights, metadata={'digest': digest(weights)})
     with atomic_write(path) as p: p.write_bytes(data)
 
 # %% ../nbs/46_storage.ipynb #46c0de02
