@@ -470,10 +470,9 @@ def run_sound(
     def make(source, part):
         latents = load(source)
         write_decoded(part, model(latents), latents, options)
-    def settings(source):
-        opened = model(load(source) if suffixes == (LATENT_SUFFIX,) else None)
-        opened.model.decoding_steps(options.steps, options.texture)
-        return {'command': options.command, 'model': opened.mark, **how}
+    of_latents = suffixes == (LATENT_SUFFIX,)
+    if not of_latents: model(None).model.decoding_steps(options.steps, options.texture)
+    settings = lambda source: {'command': options.command, 'model': model(load(source) if of_latents else None).mark, **how}
     return run_files(plan, Job(make, settings), options.overwrite)
 
 # %% ../nbs/90_command_line.ipynb #df82cd4c
@@ -570,14 +569,12 @@ def placed_latents(
     samples: int,   # of the mixture
     sample_rate: int, # of the mixture, Hz
 )->Latents: # as long as the mixture
-    "The latents of an input in its place; raises `ValueError` as `encode_file`, and for latents of another model or that would begin within a frame."
+    "The latents of an input in its place; raises `ValueError` as `encode_file`, and for latents that would begin within a frame."
     import numpy as np
     from latentalign.audio import read_channels, resample
     whole = given.at == 0 and abs(given.samples / given.sample_rate - samples / sample_rate) <= .5 / max(given.sample_rate, sample_rate)
     if given.latents is None and whole: return encode_file(opened, given.path)
-    if given.latents is not None:
-        if given.latents.model != opened.mark: raise ValueError(f"{given.path}: another model made these latents (its fingerprint is {given.latents.model}, that of the given model {opened.mark})")
-        return given.latents if whole else _shift_latents(opened, given, samples, sample_rate)
+    if given.latents is not None: return given.latents if whole else _shift_latents(opened, given, samples, sample_rate)
     rate, waves = opened.model.sample_rate, []
     total, start = math.ceil(samples * rate / sample_rate), round(given.at * rate)
     for wave, own in read_channels(given.path):
@@ -618,6 +615,8 @@ def run_mix(
     read = next((p.latents for p in inputs if p.latents is not None), None)
     opened = ModelsOfLatents(options.model, options.device).of(read) if read else open_model(options.model or MODEL, options.device)
     opened.model.decoding_steps(options.steps, options.texture)
+    for p in inputs:
+        if p.latents is not None and p.latents.model != opened.mark: raise ValueError(f"{p.path}: another model made these latents (its fingerprint is {p.latents.model}, that of the given model {opened.mark})")
     samples, rate = mixture_samples(inputs, options.length), inputs[0].sample_rate
     made = {'settings': {'command': options.command, 'model': opened.mark, 'gains': gains, 'at': starts, 'length': options.length, **how},
             'sources': {f'{i}: {p.path.name}': file_mark(p.path) for i, p in enumerate(inputs, 1)}}
