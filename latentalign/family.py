@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAMILY', 'ABLATIONS', 'STEPS', 'ABLATION_MINUTES', 'TEXTURE_MINUTES', 'SIZES', 'SHARES', 'LEAST_STEPS', 'PIECE',
-           'Job', 'plan', 'ablation', 'alive', 'claim', 'state_of', 'seconds_left', 'status', 'encoder_additivity',
-           'frame_distance', 'quick_figures', 'test_songs', 'pack_clips', 'clips_of', 'run_job', 'summary', 'work',
-           'pack_path', 'sound_for', 'base_options', 'make_pack', 'step_operations', 'step_bytes', 'probe',
-           'try_compiled', 'closed_records', 'share_out', 'make_schedule', 'in_time', 'table', 'pack_model', 'finish',
-           'parse_words', 'main', 'run_family']
+           'Job', 'plan', 'ablation', 'alive', 'claim', 'state_of', 'seconds_left', 'status', 'frame_distance',
+           'quick_figures', 'test_songs', 'pack_clips', 'clips_of', 'run_job', 'summary', 'work', 'pack_path',
+           'sound_for', 'base_options', 'make_pack', 'step_operations', 'step_bytes', 'probe', 'try_compiled',
+           'closed_records', 'share_out', 'make_schedule', 'in_time', 'table', 'pack_model', 'finish', 'parse_words',
+           'main', 'run_family']
 
 # %% ../nbs/93_family.ipynb #459d3830
 import argparse
@@ -30,6 +30,7 @@ import torch
 from .autoencoder import CLOSED_FORMS, Autoencoder, code_config, fit_code
 from .datasets import data_folder, open_source
 from .distances import frechet_error
+from .evaluation import relative_error
 from .fitting import EXCERPT_SECONDS, FIT_CROPS, open_pool
 from .metrics import log_mel, mel_filters, mss_error
 from .pool import write_pack
@@ -144,16 +145,6 @@ def status(
     return f'{named}\nabout {left / 60:.0f} minutes left for one worker, at {per_step:.2g} s a step'
 
 # %% ../nbs/93_family.ipynb #b02b0f05
-@torch.no_grad()
-def encoder_additivity(
-    model: Autoencoder,   # the model
-    waves: torch.Tensor,  # (clips, samples) at the model's rate
-)->torch.Tensor: # (clips,)
-    "‖z(x + y) − z(x) − z(y)‖ / ‖z(x + y)‖ of each clip and the one before it."
-    z, total = model.encode(waves), model.encode(waves + waves.roll(1, 0))
-    return (total - z - z.roll(1, 0)).flatten(1).norm(dim=1) / total.flatten(1).norm(dim=1)
-
-
 def frame_distance(
     estimate: torch.Tensor,   # (clips, samples)
     reference: torch.Tensor,  # (clips, samples)
@@ -170,10 +161,10 @@ def quick_figures(
     waves: torch.Tensor,  # (clips, samples) at the model's rate
 )->dict: # name → list, a value a clip
     "The cheap figures of a model on clips."
-    z = model.encode(waves)
+    z, total = (model.encode(x, model.sample_rate) for x in (waves, waves + waves.roll(1, 0)))
     own = model.decode(z, length=waves.shape[-1])
     other = model.decode(z.roll(-1, 0), length=waves.shape[-1])
-    found = {'mss': mss_error(own, waves, model.sample_rate), 'other_mss': mss_error(other, waves, model.sample_rate), 'additivity': encoder_additivity(model, waves), 'frames': torch.tensor([frame_distance(own, waves, model.sample_rate)])}
+    found = {'mss': mss_error(own, waves, model.sample_rate), 'other_mss': mss_error(other, waves, model.sample_rate), 'additivity': relative_error(z + z.roll(1, 0), total), 'frames': torch.tensor([frame_distance(own, waves, model.sample_rate)])}
     if model.config.code and model.config.code.domain != 'mdct':
         there = waves.to(model.latent_std.device)
         mean, target = model.magnitude(model.latents(there)).clamp(min=0), model.target(there)
