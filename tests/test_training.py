@@ -25,6 +25,7 @@ from latentalign.train import CONTROLS, RECIPES, VARIANTS, RunOptions, StagedObj
 from latentalign.training import DivergenceError, TrainConfig, fit, step_generator
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

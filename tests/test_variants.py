@@ -14,6 +14,7 @@ from latentalign.network import PRESETS
 from latentalign.train import RECIPES, VARIANTS, ConsistencyObjective, RunOptions, objective_of, parse_changes, start_model
 from latentalign.training import learning_rate
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 ROWS = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0][:8]
 generator = lambda seed=0: torch.Generator().manual_seed(seed)
 sounds = lambda n=4: .1 * torch.randn(n, 320, generator=generator(1))
