@@ -156,7 +156,7 @@ def codec_figures(
 )->dict: # name → list, a value a clip; 'frechet': of all and without each piece
     "Measure a codec on clips; raises `ValueError` for clips at another rate."
     if pairs.sample_rate != model.sample_rate: raise ValueError(f"the clips have {pairs.sample_rate} Hz and the model {model.sample_rate} Hz; take clips of its rate")
-    encode = partial(model.encode, batch_size=8)
+    encode = partial(model.encode, sample_rate=pairs.sample_rate, batch_size=8)
     decode = partial(model.decode, length=pairs.x.shape[-1], batch_size=8, **options)
     z = tuple(map(encode, (pairs.mixture, pairs.x, pairs.y)))
     sound = decode(z[0])
