@@ -9,7 +9,6 @@ __all__ = ['DOMAINS', 'mdct_basis', 'mdct', 'imdct', 'patches', 'unpatches', 'pr
 # %% ../nbs/14_closed_forms.ipynb #043d9187
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,6 @@ from einops import rearrange
 from .transform import TransformConfig, stft, to_spec, to_wave
 
 # %% ../nbs/14_closed_forms.ipynb #47e623ac
-@lru_cache(maxsize=2)
 def mdct_basis(
     hop: int,  # M, samples
 )->torch.Tensor: # (2·hop, hop), windowed cosines; orthonormal over overlapping frames

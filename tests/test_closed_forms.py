@@ -101,16 +101,16 @@ def test_saved_and_loaded_equal(fitted, kind, pairs, tmp_path):
     model = fitted[kind]
     model.save_pretrained(tmp_path)
     loaded = Autoencoder.from_pretrained(tmp_path)
-    z = model.encode(pairs.x)
-    assert torch.equal(loaded.encode(pairs.x), z) and loaded.config == model.config
+    z = model.encode(pairs.x, 22050)
+    assert torch.equal(loaded.encode(pairs.x, 22050), z) and loaded.config == model.config
     assert torch.equal(loaded.decode(z, phases=2), model.decode(z, phases=2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_is_single_and_phases_are_seeded(fitted, kind, pairs):
     model = fitted[kind]
-    z = model.encode(pairs.x, batch_size=4)
-    torch.testing.assert_close(z, torch.stack([model.encode(x) for x in pairs.x]), rtol=1e-4, atol=1e-5)
+    z = model.encode(pairs.x, 22050, batch_size=4)
+    torch.testing.assert_close(z, torch.stack([model.encode(x, 22050) for x in pairs.x]), rtol=1e-4, atol=1e-5)
     together, again = model.decode(z, batch_size=4, phases=2), model.decode(z, batch_size=4, phases=2)
     assert torch.equal(together, again)
     torch.testing.assert_close(together[2], model.decode(z[2], phases=2), rtol=1e-3, atol=1e-4)
@@ -121,14 +121,14 @@ def test_batch_is_single_and_phases_are_seeded(fitted, kind, pairs):
 def test_windows_have_the_latents_of_the_whole(fitted, kind):
     wave, model = music(1, 60000, 4), fitted[kind]
     chunked = model.with_window(24, 4)
-    torch.testing.assert_close(chunked.encode(wave), model.encode(wave), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chunked.encode(wave, 22050), model.encode(wave, 22050), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_rate_is_resampled_and_no_closed_form_has_it(fitted, kind, monkeypatch):
+def test_another_rate_is_resampled_and_no_closed_form_has_it(fitted, kind):
     model, t = fitted[kind], torch.arange(44100)/44100
     tone = lambda t: .2*torch.sin(2*math.pi*440*t)
-    z, high = model.encode(tone(t[::2])), model.encode(tone(t), sample_rate=44100)
+    z, high = model.encode(tone(t[::2]), 22050), model.encode(tone(t), 44100)
     assert z.shape == high.shape
     assert float((high - z)[:, 2:-2].norm()/z[:, 2:-2].norm()) < .02
     for name in (f"{kind}:64@48000", f"{kind}:64@", f"{kind}:-4", kind + ":"):
@@ -153,8 +153,10 @@ def test_too_few_items_and_silence_are_refused(domain):
     with pytest.raises(ValueError, match="silent"): fit_projection(torch.zeros(500, 64), CodeConfig(domain, 1, 4))
 
 
+@pytest.mark.filterwarnings("ignore:no recordings")
 def test_a_closed_form_is_fitted_once(monkeypatch, tmp_path):
     monkeypatch.setenv("LATENTALIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("LATENTALIGN_DATA", str(tmp_path))
     class Crops:
         def batch(self, numbers): return music(40, 16896)
     asked = []
@@ -164,7 +166,7 @@ def test_a_closed_form_is_fitted_once(monkeypatch, tmp_path):
     second = Autoencoder.from_pretrained("magnitude:64")
     assert len(asked) == 1 and time.process_time() - began < 2
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
-    (tmp_path/"closed-forms"/"magnitude-64-auto"/"model.safetensors").write_bytes(b"damaged")
+    next(tmp_path.rglob("model.safetensors")).write_bytes(b"damaged")
     Autoencoder.from_pretrained("magnitude:64")
     assert len(asked) == 2
 
