@@ -15,11 +15,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 
 from .datasets import data_folder, find_songs, song_split
 from .distances import frechet_error
 from .evaluation import relative_error
+from .intervals import left_out_interval, student_quantile
 from .metrics import mel_filters, mss_error
 from .perceptual import visqol_score
 from .test_sets import ClipSet, rendered_set, track_set
@@ -186,17 +186,15 @@ def piece_interval(
     if len(values) != len(pieces): raise ValueError(f"{len(values)} values need as many names of pieces, got {len(pieces)}")
     means = [statistics.mean(v for v, p in zip(values, pieces) if p == name) for name in dict.fromkeys(pieces)]
     if len(means) < 2: raise ValueError(f"an interval over pieces needs two or more, got {len(means)}")
-    return statistics.mean(means), float(student_t.ppf(.975, len(means) - 1)) * statistics.stdev(means) / len(means) ** .5
+    return statistics.mean(means), student_quantile(len(means) - 1) * statistics.stdev(means) / len(means) ** .5
 
 
 def jackknife_interval(
     values: list,  # of all, and then without each piece
 )->tuple: # (value, half the width of its 95 % interval)
     "A distance between sets with the jackknife's interval; raises `ValueError` for fewer than two pieces."
-    whole, n = values[0], len(values) - 1
-    if n < 2: raise ValueError(f"an interval over pieces needs two or more, got {n}")
-    pseudo = [n * whole - (n - 1) * v for v in values[1:]]
-    return whole, float(student_t.ppf(.975, n - 1)) * statistics.stdev(pseudo) / n ** .5
+    low, high = left_out_interval(values[0], values[1:])
+    return values[0], (high - low) / 2
 
 # %% ../nbs/91_codec_figures.ipynb #c0dec024
 @torch.no_grad()
