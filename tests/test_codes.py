@@ -273,6 +273,7 @@ def test_what_info_tells(staged, forms):
 
 def test_a_run_goes_on_with_its_own_settings_only(work, monkeypatch):
     monkeypatch.setattr(fitting, "open_source", datasets.open_source)
+    monkeypatch.setattr("latentalign.train.FIT_CROPS", 40)
     for i in range(2): soundfile.write(f"sound/{i}.wav", brown(1, 2*RATE, i)[0].numpy(), RATE, "FLOAT")
     options = RunOptions("lin", "tiny", data="sound", steps=2, batch_size=2, device="cpu", precision="no", out="run",
                          changes="pool=4 model.code.width=8 train.log_every=1 train.checkpoint_every=1")

@@ -28,6 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
+@pytest.fixture(autouse=True)
+def few_crops(monkeypatch):
+    "A code is fitted to few crops, in no time."
+    monkeypatch.setattr('latentalign.train.FIT_CROPS', 40)
+
+
 @pytest.fixture(scope='module')
 def sounds(tmp_path_factory):
     "A folder with three short recordings."
