@@ -6,13 +6,15 @@
 __all__ = ['CHECKPOINT_SECONDS', 'TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator', 'read_records',
            'training_seconds', 'MetricsLog', 'uses_gpu', 'installed', 'environment', 'has_bf16', 'choose_precision',
            'run_lock', 'check_settings', 'RunState', 'OneProcess', 'open_accelerator', 'PlainBar', 'progress_bar',
-           'DivergenceError', 'reads_at_once', 'plan_steps', 'fit']
+           'DivergenceError', 'reads_at_once', 'plan_steps', 'fit', 'interrupts']
 
 # %% ../nbs/70_training.ipynb #f913259c
 import copy
 import json
 import math
 import platform
+import signal
+import threading
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -243,7 +245,8 @@ def check_settings(
     before, now = (flat(json.loads(json.dumps(settings))) for settings in (before, now))
     if differ := [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]:
         changes = ', '.join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differ)
-        raise ValueError(f"{folder} holds a run with other settings ({changes}): choose another `out`, or resume=False to start over")
+        longer = f"; a finished run is lengthened by another that starts from its model: init_from={folder}, and another `out`" if {k.rpartition('.')[2] for k in differ} <= {'steps', 'minutes'} else ''
+        raise ValueError(f"{folder} holds a run with other settings ({changes}): choose another `out`, or resume=False to start over{longer}")
 
 
 class RunState:
@@ -450,6 +453,19 @@ def fit(
         _loop(accelerator, model, state, source, replace(config, steps=state.planned), log, on_log)
     return state
 
+# %% ../nbs/70_training.ipynb #70c0de04
+@contextmanager
+def interrupts():
+    "Context manager that collects a first Ctrl-C instead of letting it stop what is in the middle of something; outside of the main thread it collects nothing."
+    pressed = []
+    if threading.current_thread() is not threading.main_thread(): yield pressed; return
+    def press(number, frame):
+        if pressed: signal.default_int_handler(number, frame)
+        pressed.append(number)
+    before = signal.signal(signal.SIGINT, press)
+    try: yield pressed
+    finally: signal.signal(signal.SIGINT, before)
+
 # %% ../nbs/70_training.ipynb #8cd20fe5
 CHECKPOINT_SECONDS = 60  # that a kill may cost
 
@@ -462,20 +478,24 @@ def _loop(accelerator, model, state, source, config, log, on_log):
     else: batches = iter(DataLoader(source, batch_sampler=sampler, num_workers=config.workers, worker_init_fn=lambda _: torch.set_num_threads(1)))
     bar = progress_bar(range(state.step, config.steps), initial=state.step, total=config.steps, disable=log is None)
     start, losses, norms, saved = time.perf_counter(), [], [], time.perf_counter()
-    for _ in bar:
-        loss, norm = _train_step(accelerator, model, state, batches, config)
-        losses.append(loss); norms.append(None if state.scaler else norm)
-        if state.step % config.average_every == 0 or state.step == config.steps:
-            for average in state.averages: average.update(state.objective)
-        due = state.step % config.log_every == 0 or state.step == config.steps
-        if due and not reads_at_once(accelerator.device): _check_gathered(losses, norms, state)
-        if log and due:
-            seconds = (time.perf_counter() - start) / len(losses)
-            log.add(step=state.step, loss=torch.stack(losses).mean().item(), gradient_norm=norm.item() if norm.isfinite() else None,
-                    learning_rate=learning_rate(state.step - 1, config), seconds_per_step=seconds)
-            bar.set_postfix({'loss': f"{log.records[-1]['loss']:.4g}", 's/step': f'{seconds:.2f}'}, refresh=False)
-            if on_log: on_log(log.records, state)
-            start = time.perf_counter()
-        if due: losses, norms = [], []
-        full = state.step % config.checkpoint_every == 0 or due and time.perf_counter() - saved > CHECKPOINT_SECONDS
-        if log and (full or state.step == config.steps): state.save(); saved = time.perf_counter()
+    with interrupts() as pressed:
+        for _ in bar:
+            loss, norm = _train_step(accelerator, model, state, batches, config)
+            losses.append(loss); norms.append(None if state.scaler else norm)
+            if state.step % config.average_every == 0 or state.step == config.steps:
+                for average in state.averages: average.update(state.objective)
+            due = state.step % config.log_every == 0 or state.step == config.steps
+            if due and not reads_at_once(accelerator.device): _check_gathered(losses, norms, state)
+            if log and due:
+                seconds = (time.perf_counter() - start) / len(losses)
+                log.add(step=state.step, loss=torch.stack(losses).mean().item(), gradient_norm=norm.item() if norm.isfinite() else None,
+                        learning_rate=learning_rate(state.step - 1, config), seconds_per_step=seconds)
+                bar.set_postfix({'loss': f"{log.records[-1]['loss']:.4g}", 's/step': f'{seconds:.2f}'}, refresh=False)
+                if on_log: on_log(log.records, state)
+                start = time.perf_counter()
+            if due: losses, norms = [], []
+            full = state.step % config.checkpoint_every == 0 or due and time.perf_counter() - saved > CHECKPOINT_SECONDS
+            if log and (full or state.step == config.steps): state.save(); saved = time.perf_counter()
+            if pressed:
+                if log: state.save()
+                raise KeyboardInterrupt(f"stopped after step {state.step} of {config.steps}; {state.path} holds it, and the same command goes on from there")
