@@ -381,7 +381,7 @@ def at_least(
     return whole
 
 
-MODEL = 'lin-align'  # the model if none is named, one of those that come with the package
+MODEL = 'lin'  # the model if none is named, one of those that come with the package
 MODEL_HELP = "run folder, bundled name, Hub id (owner/name), public:NAME[=FILE] for published weights, or a closed form: linear:RATIO, magnitude:RATIO, compressed:RATIO, at 44.1 kHz with @44100"
 
 

@@ -144,7 +144,10 @@ def test_fine_tuning_across_variants(tmp_path):
     options = RunOptions('align', 'tiny', start='random', init_from=str(tmp_path), device='cpu')
     model, recipe = start_model(options), options.recipe()
     assert torch.equal(model.encoder.conv_in.weight, base.encoder.conv_in.weight) and model.config.network.bottleneck == 'layer_norm'
-    assert math.isclose(model.latent_std, .06, rel_tol=1e-6) and [consistency_step(p, recipe.step) for p in (0, .5, 1)] == [.25] * 3
+    assert math.isclose(model.latent_std, .06, rel_tol=1e-6) and [consistency_step(p, recipe.step) for p in (0, .5, 1)] == [.5 ** 3] * 3  # Music2Latent's e_K = 3
+    paper = RunOptions('align', 'paper', init_from='x', device='cpu').recipe()
+    assert consistency_step(.3, paper.step) == pytest.approx(.001) and paper.linearity.mixtures == 'none' and paper.linearity.gain_probability == 0
+    assert paper.model.noise.p_mean == pytest.approx(-1.1 + 4 / 7)  # the public code's weighting of levels
     z = model.encode(.1 * torch.randn(9000, generator=generator()))
     assert torch.allclose(z.square().mean(0), torch.ones(z.shape[1]), atol=1e-2)     # every frame has unit power
     uniform = start_model(replace(options, variant='align-uniform'))
