@@ -230,10 +230,11 @@ class Latents:
 
 
 def latent_sum(
-    z, # tensor
+    z,          # tensor
+    kept: dict, # what is kept beside it, plain values
 )->str: # hexadecimal digits
-    "A checksum of latents."
-    return hashlib.sha256(z.cpu().contiguous().numpy().tobytes()).hexdigest()
+    "A checksum of latents and of what is said of them."
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode() + z.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 # %% ../nbs/90_command_line.ipynb #706e55d4
 def save_latents(
@@ -243,7 +244,7 @@ def save_latents(
     "Write a latent file in one piece or not at all; raises `OSError` if the disk is full."
     from safetensors.torch import save
     kept = {k: getattr(latents, k) for k in ('samples', 'sample_rate', 'model', 'name', 'frame_rate', 'source')}
-    data = save({'z': latents.z.cpu().contiguous()}, {'latentalign': json.dumps({'version': LATENT_VERSION, 'sha256': latent_sum(latents.z), **kept})})
+    data = save({'z': latents.z.cpu().contiguous()}, {'latentalign': json.dumps({'version': LATENT_VERSION, 'sha256': latent_sum(latents.z, kept), **kept})})
     with atomic_write(path) as part: part.write_bytes(data)
 
 # %% ../nbs/90_command_line.ipynb #8076d874
@@ -280,7 +281,7 @@ def load_latents(
             if kept['version'] > LATENT_VERSION: raise ValueError(f"{path} was written by a newer latentalign: its version is {kept['version']}, known up to {LATENT_VERSION}")
             latents = Latents(f.get_tensor('z'), *(kept[k] for k in ('samples', 'sample_rate', 'model')), kept.get('name', ''), kept.get('frame_rate', 0.), kept.get('source'))
         check_latent_file(latents)
-        if kept['version'] > 1 and kept['sha256'] != latent_sum(latents.z): raise ValueError("the latents are damaged: their checksum is another")
+        if kept['version'] > 1 and kept['sha256'] != latent_sum(latents.z, {k: v for k, v in kept.items() if k not in ('version', 'sha256')}): raise ValueError("the latents are damaged: their checksum is another")
     return latents
 
 # %% ../nbs/90_command_line.ipynb #34b3de21

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'SCALE', 'BUNDLED', 'MODEL_FILES', 'config_from_dict', 'config_to_dict', 'flat', 'change_config',
-           'digest', 'save_weights', 'pack', 'unpack', 'load_weights', 'save_state', 'load_pickled_weights',
-           'check_fit', 'load_strictly', 'plain_name', 'seeded', 'bundled_models', 'locate', 'SavedModel']
+           'digest', 'save_weights', 'pack', 'unpack', 'load_weights', 'save_state', 'checked_zip',
+           'load_pickled_weights', 'check_fit', 'load_strictly', 'plain_name', 'seeded', 'bundled_models', 'locate',
+           'SavedModel']
 
 # %% ../nbs/46_storage.ipynb #4c005df0
 import dataclasses
@@ -173,6 +174,20 @@ def save_state(
     torch.save(state, memory)
     with atomic_write(path) as p: p.write_bytes(memory.getbuffer())
 
+# %% ../nbs/46_storage.ipynb #5217f376
+def checked_zip(
+    path, # of a zip file without compression, as PyTorch writes them
+)->io.BytesIO: # a zip file of the same entries
+    "Read a zip file; raises `ValueError` where a checksum does not match, and for compressed entries."
+    memory = io.BytesIO()
+    with zipfile.ZipFile(path) as file, zipfile.ZipFile(memory, 'w') as copy:
+        for entry in file.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED: raise ValueError(f"{entry.filename[:100]} is compressed, which PyTorch never does")
+            try: copy.writestr(entry.filename, file.read(entry))
+            except zipfile.BadZipFile as error: raise ValueError(f"the checksum of {entry.filename[:100]} does not match") from error
+    memory.seek(0)
+    return memory
+
 # %% ../nbs/46_storage.ipynb #5217f377
 def load_pickled_weights(
     path, # *.pt, *.pth
@@ -180,10 +195,7 @@ def load_pickled_weights(
     "Load a pickle of tensors without running any code in it; raises `ValueError` naming the file if it holds anything else or is damaged."
     if not Path(path).is_file(): raise ValueError(f"no such file: {path}")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                if bad := file.testzip(): raise ValueError(f"the checksum of {bad} does not match")
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(checked_zip(path) if zipfile.is_zipfile(path) else path, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is refused: it is damaged or holds more than tensors ({reason})") from error
