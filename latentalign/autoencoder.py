@@ -15,6 +15,7 @@ import warnings
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch.nn.functional import pad
