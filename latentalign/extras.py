@@ -34,7 +34,9 @@ class ExtraFinder(MetaPathFinder):
         "Raise `ModuleNotFoundError` that names the extra; None for all else."
         if name.partition('.')[0] not in EXTRAS or '.' in name: return None
         frame = sys._getframe(1)
-        while frame and frame.f_globals.get('__name__', '').startswith('importlib'): frame = frame.f_back
+        while frame and frame.f_globals.get('__name__', '').startswith('importlib'):
+            if frame.f_globals['__name__'] == 'importlib.util': return None  # somebody asks whether it is there
+            frame = frame.f_back
         if frame and frame.f_globals.get('__name__', '').startswith('latentalign.'): raise ModuleNotFoundError(missing(name), name=name)
 
 

@@ -31,8 +31,8 @@ from .files import atomic_write, reading
 FORMAT_VERSION = 2  # of config.json; raised when a field changes its meaning
 
 
-def _restore(kind, value, path):
-    "Rebuild `value` (from JSON) as `kind`: nested dataclasses (or None where that is allowed), tuples, plain values, each of which must be of its kind and finite."
+def _restore(kind, value, path, finite=True):
+    "Rebuild `value` (from JSON) as `kind`: nested dataclasses (or None where that is allowed), tuples, plain values, each of which must be of its kind and, if asked for, finite."
     if value is None and type(None) in typing.get_args(kind): return None
     kind = next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), kind)
     if dataclasses.is_dataclass(kind):
@@ -41,15 +41,15 @@ def _restore(kind, value, path):
         value = {f.name: f.metadata['absent'] for f in dataclasses.fields(kind) if 'absent' in f.metadata} | value
         if unknown := sorted(set(value) - set(known)): raise ValueError(f"{path}: unknown field {reprlib.repr(unknown[0])}; known: {', '.join(known)}")
         if missing := [k for k in known if k not in value]: raise ValueError(f"{path}: missing {', '.join(missing)}")
-        return kind(**{k: _restore(known[k], v, f'{path}.{k}') for k, v in value.items()})
+        return kind(**{k: _restore(known[k], v, f'{path}.{k}', finite) for k, v in value.items()})
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)): raise ValueError(f"{path}: expected a list, got {reprlib.repr(value)}")
         if len(value) > 64: raise ValueError(f"{path}: a list of {len(value)}, 64 are the most")
-        return tuple(_restore(typing.get_args(kind)[0], v, path) for v in value)
+        return tuple(_restore(typing.get_args(kind)[0], v, path, finite) for v in value)
     kinds = set(typing.get_args(kind) or [kind])
     if kinds <= {int, float, str, bool, type(None)} and type(value) not in kinds | ({int} if float in kinds else set()):
         raise ValueError(f"{path}: expected {getattr(kind, '__name__', kind)}, got {reprlib.repr(value)}")
-    if isinstance(value, (int, float)) and not abs(value) < 2 ** 53: raise ValueError(f"{path}: {reprlib.repr(value)} is not finite, or beyond all measure")
+    if finite and isinstance(value, (int, float)) and not abs(value) < 2 ** 53: raise ValueError(f"{path}: {reprlib.repr(value)} is not finite, or beyond all measure")
     return value
 
 
@@ -97,7 +97,7 @@ def change_config(
                 raise ValueError(f"{type(config).__name__} has no field {name!r}: {part!r} is unknown{known}")
             outer, inner = inner, inner[part]
         outer[last] = value
-    return _restore(type(config), data, type(config).__name__)
+    return _restore(type(config), data, type(config).__name__, finite=False)  # a ratio of infinity is a setting like others; the class says what it takes
 
 # %% ../nbs/46_storage.ipynb #f4410d9c
 def digest(

@@ -474,7 +474,7 @@ def _loop(accelerator, model, state, source, config, log, on_log):
     "The steps that are left, with progress bar, logs and checkpoints."
     first, last = (k * config.accumulate for k in (state.step, config.steps))
     sampler = StepSampler(first, last, config.batch_size, accelerator.process_index, accelerator.num_processes)
-    if hasattr(source, 'device'): batches = map(source.batch, sampler)
+    if hasattr(source, 'device') and hasattr(source, 'batch'): batches = map(source.batch, sampler)  # a pool on the device
     else: batches = iter(DataLoader(source, batch_sampler=sampler, num_workers=config.workers, worker_init_fn=lambda _: torch.set_num_threads(1)))
     bar = progress_bar(range(state.step, config.steps), initial=state.step, total=config.steps, disable=log is None)
     start, losses, norms, saved = time.perf_counter(), [], [], time.perf_counter()

@@ -63,7 +63,7 @@ KILLED_WHILE_WRITING = textwrap.dedent('''
     import os, pathlib, signal
     write, checkpoints = pathlib.Path.write_bytes, []
     def half(path, data):
-        checkpoints.extend([path] if 'checkpoint' in path.name else [])
+        checkpoints.extend([path] if path.suffix == '.pt' else [])  # temporary names say nothing else
         if len(checkpoints) < 4: return write(path, data)
         write(path, data[:len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -152,7 +152,8 @@ def test_fine_tuning_starts_from_the_saved_weights(sounds, tmp_path):
     train(second)
     a, b = (load_weights(tmp_path / name / 'model.safetensors') for name in 'ab')
     for k in ('encoder.axes', 'encoder.branch.conv_in.weight', 'magnitude.axes', 'magnitude.branch.conv_in.weight'):
-        assert 0 < (a[k] - b[k]).norm() < .05 * a[k].norm(), k                              # a step from there, not other random weights
+        assert (a[k] - b[k]).norm() < .05 * a[k].norm(), k                                  # a step from there, not other random weights
+    assert not torch.equal(a['magnitude.axes'], b['magnitude.axes'])
     with pytest.raises(ValueError, match='another code'): start_from(Autoencoder(PRESETS['tiny']), str(tmp_path / 'a'))
     Autoencoder(replace(PRESETS['tiny'], network=replace(PRESETS['tiny'].network, bottleneck_blocks=2))).save_pretrained(tmp_path / 'other')
     with pytest.raises(ValueError, match='another network'): start_from(Autoencoder(PRESETS['tiny']), str(tmp_path / 'other'))
@@ -201,7 +202,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 def test_settings_are_written_before_the_first_step(tmp_path):
     def stop(records, state): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): fitted(tmp_path, on_log=stop)
-    assert not (tmp_path / 'checkpoint.pt').exists() and json.loads((tmp_path / 'settings.json').read_text()) == asdict(SHORT)
+    assert not (tmp_path / 'checkpoint.pt').exists() and json.loads((tmp_path / 'settings.json').read_text()) == json.loads(json.dumps(asdict(SHORT)))
     with pytest.raises(ValueError, match='seed was 0, now 1'): fitted(tmp_path, replace(SHORT, seed=1))
     assert fitted(tmp_path, replace(SHORT, seed=1), resume=False).step == 12
     (tmp_path / 'checkpoint.pt').unlink(); (tmp_path / 'settings.json').write_text('{')
@@ -220,7 +221,8 @@ def test_an_odd_line_in_the_log_does_not_end_a_resume(tmp_path, odd):
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     fitted(tmp_path)
     data = bytearray((tmp_path / 'checkpoint.pt').read_bytes())
-    data[len(data) // 2] ^= 1
+    weights = load_pickled_weights(tmp_path / 'checkpoint.pt')['model']['model.weight'].numpy().tobytes()
+    data[data.index(weights) + 5] ^= 1  # a bit of a weight (the file has gaps, too, where a bit means nothing)
     (tmp_path / 'checkpoint.pt').write_bytes(data)
     with pytest.raises(ValueError, match='checkpoint.pt'): fitted(tmp_path)
 
@@ -228,7 +230,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     fitted(tmp_path)
     state = load_pickled_weights(tmp_path / 'checkpoint.pt')
-    for change, words in (({'model': {'model.weight': torch.zeros(1, 4)}}, '1 of another shape'), ({'model': {'model.weight': torch.full((1, 3), torch.nan)}}, 'NaN'), ({'average': {}}, 'averages of other weights')):
+    for change, words in (({'model': {'model.weight': torch.zeros(1, 4)}}, '1 of another shape'), ({'model': {'model.weight': torch.full((1, 3), torch.nan)}}, 'NaN'), ({'averages': [{}]}, 'averages of other weights')):
         save_state(tmp_path / 'checkpoint.pt', state | change)
         with pytest.raises(ValueError, match=words): fitted(tmp_path)
 
@@ -262,7 +264,7 @@ def test_re_noising_leaves_room_for_the_least_level():
 
 def test_ladder_positions_are_counted_in_steps():
     "Three points have two steps: position t lies in step floor(2 t), and no position reaches 1."
-    config = NoiseConfig(levels=3, p_mean=50., p_std=1.)  # all weight on the last step
+    config = NoiseConfig(levels=3, p_mean=12., p_std=1.)  # all weight on the last step
     t = draw_positions(1000, config, torch.Generator().manual_seed(0))
     assert .5 <= t.min() < .51 and .99 < t.max() < 1
 
