@@ -686,7 +686,7 @@ def test_the_notebook_lets_a_model_hear_what_the_simulated_brain_hears(tmp_path)
     from latentalign.surprisal import Surprisal, SurprisalConfig
     torch.manual_seed(0)
     encoder = Autoencoder.from_pretrained("m2l")
-    sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
+    sizes = SequenceConfig(channels=encoder.config.latent_channels, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
     Surprisal(SurprisalConfig(sizes, "m2l", fingerprint(encoder), pool=1)).attach(encoder).save_pretrained(tmp_path/"model")
     report = run_notebook(tmp_path, models=f"untrained={tmp_path/'model'}", participants=1, minutes=1., shuffles=2, channels=2, levels="0,0.5", lambdas="1e-2,1,100", folds=3, power_minutes="")
     assert [(r["variant"], r["noise_level"]) for r in report["rows"]] == [("IDyOM", None), ("untrained", 0.), ("untrained", .5)] and all(np.isfinite(r["gain"]) for r in report["rows"])

@@ -956,7 +956,7 @@ def untrained_surprisal(folder):
     from latentalign.surprisal import Surprisal, SurprisalConfig
     torch.manual_seed(0)
     encoder = Autoencoder.from_pretrained("m2l")
-    sizes = SequenceConfig(channels=64, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
+    sizes = SequenceConfig(channels=encoder.config.latent_channels, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
     Surprisal(SurprisalConfig(sizes, "m2l", fingerprint(encoder), pool=1)).attach(encoder).save_pretrained(folder)
 
 def test_the_notebook_hears_own_recordings_with_a_model(tmp_path):

@@ -203,7 +203,7 @@ def autoencoder(): return Autoencoder.from_pretrained('m2l')
 def surprisal(autoencoder):
     "A model with random weights and a short context."
     torch.manual_seed(0)
-    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], depth=2, flow_depth=2, context=12), 'm2l', fingerprint(autoencoder), pool=1, scale=.7)
+    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], channels=32, depth=2, flow_depth=2, context=12), 'm2l', fingerprint(autoencoder), pool=1, scale=.7)
     return stirred(Surprisal(config)).attach(autoencoder)
 
 
