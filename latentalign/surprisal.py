@@ -10,6 +10,7 @@ __all__ = ['NOISINGS', 'FAR', 'PUBLIC_SURPRISAL', 'SurprisalConfig', 'by_expecta
 # %% ../nbs/82_surprisal.ipynb #93e65ee7
 import csv
 import io
+import json
 import math
 import numbers
 import warnings
@@ -96,13 +97,19 @@ def frame_nll(
     return Likelihood(*(torch.cat(values) for values in zip(*parts)))
 
 # %% ../nbs/82_surprisal.ipynb #a74c8a4d
+def _is_autoencoder(folder):
+    "Whether a folder holds an autoencoder, and not a surprisal model of the same name."
+    try: return 'transform' in json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError): return False
+
+
 def from_there(
     name: str,  # of an autoencoder: a folder, absolute or relative, or any other name
     folder,     # of the surprisal run that names it
 )->str: # the folder, if one is found that holds a model; otherwise the name
     "Find an autoencoder that a run names: from here, or from the run's own folder upwards, so that it is found from anywhere."
     places = [Path(), *(p for here in [Path(folder).expanduser().resolve()] for p in (here, *here.parents))]
-    return next((str(p / Path(name).expanduser()) for p in places if (p / Path(name).expanduser() / 'config.json').is_file()), name)
+    return next((str(p / Path(name).expanduser()) for p in places if _is_autoencoder(p / Path(name).expanduser())), name)
 
 
 def open_autoencoder(
