@@ -297,7 +297,7 @@ def test_a_model_that_is_nowhere(name, tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_not_asked_for_on_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
-    (tmp_path/"here").mkdir()
+    (tmp_path/"here"/"other").mkdir(parents=True); (tmp_path/"here"/"other"/"config.json").write_text("{}")  # a folder of models; one that holds none hides no owner
     with pytest.raises(ValueError, match="no such folder") as e: Autoencoder.from_pretrained(name)
     assert repr(name) in str(e.value) and str(tmp_path) in str(e.value)
 
