@@ -808,7 +808,7 @@ def add_info(
     parser.set_defaults(run=run)
 
 # %% ../nbs/90_command_line.ipynb #f7d6d361
-SURPRISAL = 'align'  # the model if none is named, one of those that come with the package
+SURPRISAL = 'm2l'  # the model if none is named, one of those that come with the package
 
 
 def noise_levels(

@@ -255,6 +255,7 @@ class Surprisal(LatentSurprisal):
         x, given = check_wave(wave), rate_or_own(self.autoencoder, sample_rate)
         check_axes(x, 2 * self.frame_samples * given / rate)
         x = resample(x, given, rate).cpu()
+        if not torch.isfinite(x.square().sum()): raise ValueError(f"the wave reaches {float(x.abs().max()):.3g}, whose power is not finite; full scale is 1")
         total = x.shape[-1] // self.frame_samples
         if total < 2: raise ValueError(f"{x.shape[-1]} samples are too short: two frames of {self.frame_samples} samples at {rate} Hz are needed")
         out = torch.full((x[..., 0].numel(), len(levels), total), torch.nan)

@@ -247,8 +247,8 @@ def test_round_trip_and_older_files(staged, forms, tmp_path):
     for new in ("code", "texture"): del data[new]
     (tmp_path/"old"/"config.json").write_text(json.dumps(data))
     assert fingerprint(Autoencoder.from_pretrained(tmp_path/"old")) == fingerprint(plain)
-    (tmp_path/"old"/"config.json").write_text(json.dumps(data | {"format_version": 2}))
-    with pytest.raises(ValueError, match="missing code"): Autoencoder.from_pretrained(tmp_path/"old")
+    (tmp_path/"old"/"config.json").write_text(json.dumps({k: v for k, v in data.items() if k != "noise"}))
+    with pytest.raises(ValueError, match="missing noise"): Autoencoder.from_pretrained(tmp_path/"old")
 
 
 def test_the_fingerprint_tells_codes_apart(staged, forms):

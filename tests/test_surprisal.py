@@ -196,14 +196,21 @@ def test_levels_of_training_are_stratified():
 
 # Sound.
 @pytest.fixture(scope='module')
-def autoencoder(): return Autoencoder.from_pretrained('m2l')
+def autoencoder(tmp_path_factory):
+    "The papers' form with random weights, 64 channels and a latent frame for 256 samples; its latents have unit deviation over tones."
+    model, folder = Autoencoder.from_preset('tiny', seed=1), tmp_path_factory.mktemp('m2l')
+    model.latent_std.fill_(float(model.encode(torch.stack([tones(1.6, k) for k in range(4)]), 22050).std()))
+    model.save_pretrained(folder)
+    found = Autoencoder.from_pretrained(folder)
+    found.place = str(folder)
+    return found
 
 
 @pytest.fixture(scope='module')
 def surprisal(autoencoder):
     "A model with random weights and a short context."
     torch.manual_seed(0)
-    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], channels=32, depth=2, flow_depth=2, context=12), 'm2l', fingerprint(autoencoder), pool=1, scale=.7)
+    config = SurprisalConfig(replace(SEQUENCE_PRESETS['tiny'], depth=2, flow_depth=2, context=12), autoencoder.place, fingerprint(autoencoder), pool=8, scale=.7)
     return stirred(Surprisal(config)).attach(autoencoder)
 
 
