@@ -593,7 +593,7 @@ def read_bids(
     "One participant of a BIDS-EEG data set. Warns of what is left out. Raises ValueError if mne-bids is missing, or the file or its events are not there or cannot be."
     try: from mne_bids import BIDSPath, read_raw_bids
     except ImportError as e: raise ValueError("reading BIDS needs mne-bids: pip install 'latentalign[bids]'") from e
-    with reading(root, f"holds no EEG of subject {subject!r}, task {task!r} that can be read"):
+    with reading(root, f"holds no EEG of subject {subject!r}, task {task!r} that can be read with its events.tsv and channels.tsv"):
         path = BIDSPath(root=root, subject=subject, task=task, session=session, run=run, acquisition=acquisition, datatype="eeg", suffix="eeg")
         raw = read_raw_bids(path, verbose="error")
         table, bad, channels = path.find_matching_sidecar(suffix="events", extension=".tsv", on_error="raise"), raw.info["bads"], raw.copy().pick("eeg").ch_names
