@@ -180,7 +180,7 @@ _ALIGNED = _NORMALISED | {'step.end_exponent': 3., 'linearity.mixtures': 'none',
 PLAIN_FORM = {'align': _ALIGNED, 'lin-exact': _EXACT, 'lin-exact-align': _EXACT}  # what the papers' form has beside it
 
 _COMPRESSED = {'model.code.domain': 'compressed'}
-_LEVEL, _BOTH = {'model.code.level_in': True, 'linearity.penalty': 1.}, {'model.code.level_in': True, 'model.code.level_out': True, 'linearity.penalty': 1.}
+_LEVEL, _BOTH = {'model.code.level_in': True, 'linearity.penalty': 2.}, {'model.code.level_in': True, 'model.code.level_out': True, 'linearity.penalty': 2.}
 STAGED_FORM = {  # what a model that starts from a code has beside it
     'm2l': _COMPRESSED,
     'align': _COMPRESSED | {'model.code.bound': 'layer_norm'},
@@ -188,7 +188,7 @@ STAGED_FORM = {  # what a model that starts from a code has beside it
     'lin': _LEVEL,
     'lin-no-anneal': _LEVEL,
     'lin-no-additivity': _LEVEL | {'linearity.penalty': 0.},
-    'lin-no-homogeneity': {'linearity.penalty': 1.},
+    'lin-no-homogeneity': {'linearity.penalty': 2.},
     'lin-align': _LEVEL,
     'lin-exact': _BOTH,
     'lin-exact-align': _BOTH,

@@ -162,5 +162,5 @@ def test_wheel_encodes_a_file_in_an_empty_environment(empty, tmp_path):
     assert z.ndim == 2 and z.shape[-1] > 1 and np.isfinite(z).all() and z.std() > 0
 
     run(empty/"latentalign", "encode", wav, "--model", model, "--out", out, cwd=tmp_path)
-    written = [path for path in out.rglob("*") if path.is_file()]
-    assert [path.stem for path in written] == ["tone"] and written[0].stat().st_size > 0
+    written = {path.name: path for path in out.rglob("*") if path.is_file()}
+    assert set(written) == {"tone.safetensors", "latentalign.jsonl"} and written["tone.safetensors"].stat().st_size > 0
