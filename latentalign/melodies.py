@@ -9,10 +9,10 @@ __all__ = ['TICKS', 'FINE', 'LONGEST', 'MODE_NUMBERS', 'LEGATO', 'KEY_PROFILES',
            'single_line', 'estimate_key', 'estimate_tonic', 'with_key', 'midi_chunks', 'midi_events', 'midi_notes',
            'tick_seconds', 'midi_key', 'file_name', 'read_midi', 'check_musicxml', 'check_number', 'musicxml_bytes',
            'score_text', 'check_kern_note', 'check_kern', 'next_spines', 'kern_key', 'without_repeats', 'check_abc',
-           'choose_tune', 'plain_abc', 'parse_score', 'sounding_notes', 'read_score', 'earlier_endings', 'leave_out',
-           'voice_metre', 'voice_key', 'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies',
-           'find_melodies', 'piece_melody', 'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint',
-           'degree', 'viewpoint', 'view_melody', 'independent_parts', 'Choices', 'note_choices', 'part_choices']
+           'choose_tune', 'plain_abc', 'parse_score', 'sounding_notes', 'read_score', 'voice_metre', 'voice_key',
+           'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies', 'find_melodies', 'piece_melody',
+           'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint', 'degree', 'viewpoint',
+           'view_melody', 'independent_parts', 'Choices', 'note_choices', 'part_choices']
 
 # %% ../nbs/85_melodies.ipynb #3d847711
 import csv, gzip, json, math, re, struct, unicodedata, warnings, zipfile, zlib
@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy import ndarray
 from tqdm.auto import tqdm
+from .endings import earlier_endings, leave_out
 from .files import atomic_write, reading
 
 # %% ../nbs/85_melodies.ipynb #1064db6c
@@ -504,30 +505,8 @@ def read_score(
         voice = parts[full[0] if part is None else part]
         voice = voice.toSoundingPitch()
         notes = [[float(n.offset), float(n.quarterLength), p.ps] for n in sounding_notes(voice.stripTies()) for p in n.pitches]
-        melody = Melody(*single_line(leave_out(notes, earlier_endings(voice)), highest).T, name=file_name(path), **voice_metre(voice))
+        melody = Melody(*single_line(leave_out(notes, earlier_endings(parts)), highest).T, name=file_name(path), **voice_metre(voice))
         return replace(melody, **key or voice_key(voice, melody))
-
-# %% ../nbs/85_melodies.ipynb #391ccb3e
-def earlier_endings(
-    voice,  # music21 stream
-)->list:    # (start, end) of each, quarters
-    "The endings that another ending of a higher number follows at once."
-    brackets = sorted((min(map(voice.elementOffset, measures)), max(voice.elementOffset(m) + m.quarterLength for m in measures), min(b.numberRange))
-                      for b in voice.recurse().getElementsByClass("RepeatBracket") if (measures := b.getSpannedElements()))
-    return [(one[0], other[0]) for one, other in zip(brackets, brackets[1:]) if abs(other[0] - one[1]) < 1e-6 and other[2] > one[2]]
-
-# %% ../nbs/85_melodies.ipynb #2d556a53
-def leave_out(
-    notes:list,  # [onset, duration, pitch], quarters
-    spans:list,  # (start, end) of each, quarters
-)->list:         # the others, moved together
-    "Notes without those of some spans of time; one that reaches into a span is cut."
-    found = []
-    for onset, duration, pitch in notes:
-        if any(start <= onset < end for start, end in spans): continue
-        inside = sum(max(0, min(end, onset + duration) - max(start, onset)) for start, end in spans)
-        found.append([onset - sum(end - start for start, end in spans if end <= onset), duration - inside, pitch])
-    return found
 
 # %% ../nbs/85_melodies.ipynb #e51d044c
 def voice_metre(
@@ -656,7 +635,7 @@ def essen_pieces(
     "Songs of the Essen collection of the music21 corpus, parsed once. Raises ValueError if the corpus is not installed."
     from latentalign.scores import parse_piece
     from latentalign.soundfont import cache_folder
-    path = cache_folder()/f"essen-1-{count}.json.gz"
+    path = cache_folder()/f"essen-2-{count}.json.gz"
     if path.exists():
         try: return json.loads(gzip.decompress(path.read_bytes()))
         except (OSError, EOFError, ValueError, zlib.error) as e: warnings.warn(f"{path} is damaged ({e}), made again")

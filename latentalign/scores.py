@@ -18,13 +18,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from .audio import resample
 from .audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, SOLO, level_db
+from .endings import earlier_endings, leave_out
 from .soundfont import Note, cache_folder, play, soundfont
 from .storage import atomic_write
 
 # %% ../nbs/62_scores.ipynb #30311e7e
 def part_notes(
-    part,    # music21 stream of one voice
-)->list:     # [onset, duration, pitch] in quarters and MIDI numbers, ordered, one at a time
+    part,      # music21 stream of one voice
+    left=(),   # (start, end) in quarters of what is left out, as `earlier_endings` gives it
+)->list:       # [onset, duration, pitch] in quarters and MIDI numbers, ordered, one at a time
     "The notes of a voice, cut so that they never overlap."
     found = sorted((float(n.offset), float(n.quarterLength), max(p.midi for p in n.pitches), n.tie is not None and n.tie.type != "start")
                    for n in part.flatten().notes if n.quarterLength > 0 and n.pitches and "Harmony" not in n.classes)
@@ -34,7 +36,7 @@ def part_notes(
         if kept and onset <= kept[-1][0]: kept.pop()
         elif kept: kept[-1][1] = min(kept[-1][1], onset - kept[-1][0])
         kept.append([onset, duration, pitch])
-    return [[round(o, 4), round(d, 4), p] for o, d, p in kept]
+    return [[round(o, 4), round(d, 4), p] for o, d, p in leave_out(kept, left)]
 
 # %% ../nbs/62_scores.ipynb #1cac90a9
 def parse_piece(
@@ -48,7 +50,8 @@ def parse_piece(
     with warnings.catch_warnings(action="ignore"):
         score = converter.parse(source, forceSource=True, storePickle=False, **kind)
     if len(score.parts) != len(voices): return None
-    parts = {voice: part_notes(part) for voice, part in zip(voices, score.parts)}
+    left = earlier_endings(score.parts)
+    parts = {voice: part_notes(part, left) for voice, part in zip(voices, score.parts)}
     if min(map(len, parts.values())) < 16: return None
     first = score.parts[0].getElementsByClass("Measure").first()
     meter = score.recurse().getElementsByClass("TimeSignature").first()
@@ -73,7 +76,7 @@ def corpus_sources(
             + [(text, name, ("melody",)) for text, name in even(abc, tunes)])
 
 # %% ../nbs/62_scores.ipynb #cdbb96f2
-SCORES_VERSION = 1  # raised whenever what is stored changes
+SCORES_VERSION = 2  # raised whenever what is stored changes
 
 # %% ../nbs/62_scores.ipynb #1ee1878e
 def load_scores(

@@ -613,6 +613,26 @@ def test_the_cache_is_read_and_a_damaged_one_is_made_again(small, monkeypatch):
         path.write_bytes(damage)
         with pytest.warns(UserWarning, match="damaged"): assert scores.load_scores(*args) == pieces
 
+CHORALE = "X:1\nM:4/4\nL:1/4\nK:C\n|: C D E F | G A B c | d e f g |1 c4 :|2 A B c- c | c d e f |]\n"
+
+def test_of_endings_the_last_is_played(tmp_path):
+    "In a tune, and in all parts of a score that writes its brackets in the first part only; what is tied over a bar of the last ending stays tied."
+    pytest.importorskip("music21")
+    from music21 import converter
+    from latentalign.melodies import read_score
+    from latentalign.scores import parse_piece
+    straight = CHORALE.replace("|1 c4 :|2 ", "| ").replace("|:", "|")
+    assert parse_piece(CHORALE, "a", ("melody",)) == parse_piece(straight, "a", ("melody",)) and "c4" not in straight
+    twice = parse_piece(CHORALE.replace(" |]", " |1 g4 :|2 e4 |]"), "a", ("melody",))["parts"]["melody"]
+    assert twice[-1] == [20, 4, 76] and len(twice) == 20
+    score = converter.parse(CHORALE, format="abc")
+    score.insert(0, converter.parse(CHORALE.replace("|1", "|").replace("|2", "|").replace("C D", "E E"), format="abc").parts[0])
+    score.write("musicxml", path := tmp_path/"two.musicxml")
+    found = parse_piece(path, "a", ("one", "two"))["parts"]
+    assert len(score.parts[1].recurse().getElementsByClass("RepeatBracket")) == 0 < len(score.parts[0].recurse().getElementsByClass("RepeatBracket"))
+    assert [n[2] for n in found["two"]][:2] == [64, 64] and found["one"][2:] == found["two"][2:] == parse_piece(straight, "a", ("melody",))["parts"]["melody"][2:]
+    assert read_score(path, part=1).pitches.tolist() == [n[2] for n in found["two"]]
+
 def test_a_rendering_that_diverges_is_drawn_again(RenderedScores, monkeypatch):
     from latentalign import scores
     source, calls, play = RenderedScores(seed=5), [], scores.play
