@@ -479,7 +479,7 @@ def damaged(data, rng):
     if kind == 3: del b[at:at + int(rng.integers(1, 40))]
     return bytes(b)
 
-@pytest.mark.parametrize("kind", ["5", "7.3", "npz", "events"])
+@pytest.mark.parametrize("kind", ["5", "7.3", "npz", "events", "_events.tsv", "_channels.tsv", "_eeg.json"])
 def test_damaged_files_end_in_named_errors(tmp_path, people, heard, kind):
     "Or are read, where what was damaged did not count."
     rng = np.random.default_rng(0)
@@ -490,12 +490,20 @@ def test_damaged_files_end_in_named_errors(tmp_path, people, heard, kind):
     if kind == "events":
         (path := tmp_path/"events.tsv").write_text("onset\tduration\ttrial_type\tvalue\n2\t5\tmusic\t1\n10\t5.5\tmusic\t2\n")
         read = lambda: read_events(path, "music", None)
+    if kind[0] == "_":
+        pytest.importorskip("mne_bids")
+        bids(tmp_path, rng.standard_normal((768, 3)), 64)
+        path, read = tmp_path/f"sub-01/eeg/sub-01_task-listen{kind}", lambda: read_bids(tmp_path, "01", "listen", "melody")
     whole = path.read_bytes()
     for _ in range(60):
         path.write_bytes(damaged(whole, rng))
         try:
             with quiet(): read()
-        except ValueError as e: assert path.name in str(e), e
+        except ValueError as e: assert path.name in str(e) or kind[0] == "_" and f"{tmp_path} holds no EEG of subject '01'" in str(e), e
+    if kind == "_channels.tsv":
+        for wrong, word in ((b"name\ttype\n", "channels.tsv: no column units"), (b"name\ttype\tunits\nE1\tEEG\n", "channels.tsv: row 2 has 2 values for 3"), (whole + b"\0", "channels.tsv.*no text")):
+            path.write_bytes(wrong)
+            with quiet(), pytest.raises(ValueError, match=word): read()
 
 def test_npz_there_and_back(tmp_path, people, heard):
     for wrote in people:
