@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TICKS', 'FINE', 'LONGEST', 'MODE_NUMBERS', 'LEGATO', 'KEY_PROFILES', 'XML_BOUNDS', 'MOST_BYTES', 'KERN_LENGTH',
-           'KERN_PITCH', 'KERN_BAR', 'KERN_KEY', 'ABC_ASIDE', 'ABC_FIELDS', 'ABC_LOST', 'ABC_KNOWN', 'READERS',
-           'BASICS', 'SCALE', 'PITCH', 'TIME', 'LENGTH', 'VIEWPOINTS', 'to_ticks', 'Melody', 'place', 'check_melody',
-           'single_line', 'estimate_key', 'estimate_tonic', 'with_key', 'midi_chunks', 'midi_events', 'midi_notes',
-           'tick_seconds', 'midi_key', 'file_name', 'read_midi', 'check_musicxml', 'check_number', 'musicxml_bytes',
-           'score_text', 'check_kern_note', 'check_kern', 'next_spines', 'kern_key', 'without_repeats', 'check_abc',
-           'choose_tune', 'plain_abc', 'parse_score', 'sounding_notes', 'read_score', 'voice_metre', 'voice_key',
-           'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies', 'find_melodies', 'piece_melody',
-           'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint', 'degree', 'viewpoint',
-           'view_melody', 'independent_parts', 'Choices', 'note_choices', 'part_choices']
+           'KERN_PITCH', 'KERN_BAR', 'KERN_SIGN', 'KERN_KEY', 'ABC_ASIDE', 'ABC_FIELDS', 'ABC_LOST', 'ABC_KNOWN',
+           'READERS', 'BASICS', 'SCALE', 'PITCH', 'TIME', 'LENGTH', 'VIEWPOINTS', 'to_ticks', 'Melody', 'place',
+           'check_melody', 'single_line', 'estimate_key', 'estimate_tonic', 'with_key', 'midi_chunks', 'midi_events',
+           'midi_notes', 'tick_seconds', 'midi_key', 'file_name', 'read_midi', 'check_musicxml', 'check_number',
+           'musicxml_bytes', 'score_text', 'check_kern_note', 'check_kern', 'next_spines', 'kern_key',
+           'without_repeats', 'check_abc', 'choose_tune', 'plain_abc', 'parse_score', 'sounding_notes', 'read_score',
+           'voice_metre', 'voice_key', 'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies',
+           'find_melodies', 'piece_melody', 'essen_pieces', 'corpus_melodies', 'Event', 'melody_events', 'Viewpoint',
+           'degree', 'viewpoint', 'view_melody', 'independent_parts', 'Choices', 'note_choices', 'part_choices']
 
 # %% ../nbs/85_melodies.ipynb #3d847711
 import csv, gzip, json, math, re, struct, unicodedata, warnings, zipfile, zlib
@@ -332,6 +332,7 @@ def score_text(
 # %% ../nbs/85_melodies.ipynb #ac738a9d
 KERN_LENGTH, KERN_PITCH = re.compile(r"(\d+)(%\d+)?(\.*)"), re.compile(r"[a-gA-G]+")
 KERN_BAR = re.compile(r"\*M[1-9]\d{0,2}(\+[1-9]\d?)*/(0|[1-9]\d{0,2})(%\d)?$|=+\d*[ab]?[-|!:;'`,.?_@\s]*$")  # a metre, or a bar line
+KERN_SIGN = re.compile(r"\*M(?![M?XR])|\*[a-gA-G](#*|-*):|=")  # what must be a metre (no tempo: `*MM`), a key or a bar line
 
 
 def check_kern_note(
@@ -342,7 +343,7 @@ def check_kern_note(
     if not token.isascii() or len(set("".join(pitch))) > 1 or len(pitch) > 1 or not pitch and "r" not in token: raise ValueError(f"{token[:40]!r} is neither note nor rest")
     if pitch and len(pitch[0]) > 4: raise ValueError(f"{token[:40]!r} lies beyond all octaves")
     if "q" in token.lower() and "r" not in token: return False
-    if len(lengths) != 1 or len(lengths[0][0]) > 4 or len(lengths[0][1]) > 4 or len(lengths[0][2]) > 4 or "%0" in lengths[0][1]: raise ValueError(f"{token[:40]!r} has no length, two, or an impossible one")
+    if len(lengths) != 1 or int(lengths[0][0]) > 1024 or len(lengths[0][1]) > 4 or len(lengths[0][2]) > 4 or "%0" in lengths[0][1]: raise ValueError(f"{token[:40]!r} has no length, two, or an impossible one")
     return "r" not in token
 
 # %% ../nbs/85_melodies.ipynb #137a9127
@@ -356,8 +357,8 @@ def check_kern(
         tokens = line.split("\t")
         if line.startswith("**") and not spines: spines = tokens; continue
         if len(tokens) != len(spines): raise ValueError(f"line {number} has {len(tokens)} spines, not {len(spines)}: {line[:40]!r}")
-        wrong = next((t for t in tokens if (t[0:2] == "*M" and t[2:3] in "0123456789-" or t[:1] == "=") and not KERN_BAR.match(t)), None)
-        if wrong: raise ValueError(f"line {number}: {wrong[:40]!r} is no metre or bar line")
+        wrong = next((t for t in tokens if KERN_SIGN.match(t) and not (KERN_BAR.match(t) or KERN_KEY.match(t.strip()))), None)
+        if wrong: raise ValueError(f"line {number}: {wrong[:40]!r} is no metre, key or bar line")
         if line.startswith("*"): spines = next_spines(spines, tokens); continue
         if line[0] in "=!": continue
         for spine, token in zip(spines, tokens):

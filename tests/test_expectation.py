@@ -641,7 +641,7 @@ def test_kern_there_and_its_troubles(tmp_path):
     assert read_score(tmp_path/"f.krn").pitches.tolist() == [60, 64]
 
 @pytest.mark.parametrize("was, now", [("4g\n4a", "4x\n4a"), ("4g\n4a", "g\n4a"), ("4g\n4a", "4\n4a"), ("4g\n4a", "4gc\n4a"), ("4g\n4a", "4g4\n4a"), ("4g\n4a", "4g\t4b\n4a"), ("*-\n", ""), ("8a", "99999a"), ("8a", "8aaaaaaa"),
-                                      ("*M3/4", "*M1000000000/4"), ("*M3/4", "*M0/4"), ("=2\n", "=2"), ("8a", "8a\xe9"), ("4r", "4")])
+                                      ("*M3/4", "*M1000000000/4"), ("*M3/4", "*M0/4"), ("*M3/4", "*Mnan/4"), ("*M3/4", "*M;/4"), ("*G:", "*G:G:"), ("*G:", "*G:foo"), ("[4b\n", "[9999*kern\n"), ("=2\n", "=2"), ("8a", "8a\xe9"), ("4r", "4")])
 def test_kern_tokens_in_are_notes_out(tmp_path, was, now):
     assert was in KERN
     (tmp_path/"wrong.krn").write_text(KERN.replace(was, now, 1))
