@@ -75,6 +75,19 @@ def test_more_than_two_channels_are_mixed_down(tmp_path):
     write_audio(tmp_path/"six.wav", np.stack([np.full(5000, c, np.float32)/8 for c in range(6)]), 44100)
     assert np.allclose(read_segment(tmp_path/"six.wav", 100, 50, 44100), 2.5/8)
 
+def test_an_mp3_that_lacks_a_part_of_its_last_frame_is_refused(tmp_path):
+    "Its encoder counted the frames; who is given no count cannot know. Bytes put in between are no frames either, and none is lost for them."
+    from latentalign.audio import read_audio, write_audio
+    path = write_audio(tmp_path/"a.mp3", .1*np.random.default_rng(0).standard_normal((1, 12000)).astype("f4"), 22050)
+    whole = path.read_bytes()
+    assert read_audio(path)[0].shape == (1, 12000)
+    for hurt in (whole[:-1], whole[:-27], whole[:-200], whole[:len(whole)//2], whole[:-300] + b"x"*32 + whole[-300:]):
+        path.write_bytes(hurt)
+        with pytest.raises(ValueError, match="a.mp3.*(ends before the length that its header gives|no whole MPEG frames)"): read_audio(path)
+    for more in (bytes(3000), b"TAG".ljust(128)):
+        path.write_bytes(whole + more)
+        assert read_audio(path)[0].shape == (1, 12000)
+
 @pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg"])
 def test_a_segment_is_the_slice_of_the_whole(tmp_path, suffix):
     noise = np.random.default_rng(0).uniform(-.2, .2, 3*32000).astype(np.float32)
