@@ -19,7 +19,7 @@ import numpy as np, soundfile, soxr, torch
 from numpy import ndarray
 from torch import Tensor
 
-from .containers import Part, check_log, find_parts, renumbered
+from .containers import Part, check_log, find_parts, mpeg_parts, renumbered
 from .files import atomic_write, check_name, reading
 
 # %% ../nbs/47_audio.ipynb #a56f8bfc
@@ -106,9 +106,11 @@ def _decoders(path, stack):
     with _content(path) as data:
         if not len(data): raise ValueError("it is empty")
         parts = _known_parts(str(path), about.st_size, about.st_mtime_ns) if at_rest else find_parts(data)
-        if at_rest and (parts is None or parts[0][:3] == (0, len(data), b"")): files = [soundfile.SoundFile(str(path))]
-        else: files = [soundfile.SoundFile(io.BytesIO(p.before + data[p.start:p.stop])) for p in parts or [Part(0, len(data))]]
-        for f in files: stack.enter_context(f)
+        def _open():
+            if at_rest and (parts is None or parts[0][:3] == (0, len(data), b"")): return [stack.enter_context(soundfile.SoundFile(str(path)))]
+            return [stack.enter_context(soundfile.SoundFile(io.BytesIO(p.before + data[p.start:p.stop]))) for p in parts or [Part(0, len(data))]]
+        files = _open()
+        if parts is None and files[0].format in ("MP3", "MPEG"): parts = mpeg_parts(data); files = _open()  # frames behind something else
         if parts is None: check_log(files[0].extra_info, len(data))
     return [(f, p.least if f.format in ("MP3", "MPEG") else max(p.least, f.frames)) for f, p in zip(files, parts or [Part(0, 0)])]
 

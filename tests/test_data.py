@@ -87,6 +87,11 @@ def test_an_mp3_that_lacks_a_part_of_its_last_frame_is_refused(tmp_path):
     for more in (bytes(3000), b"TAG".ljust(128)):
         path.write_bytes(whole + more)
         assert read_audio(path)[0].shape == (1, 12000)
+    path.write_bytes(bytes(300) + whole)                                              # frames behind something else
+    assert read_audio(path)[0].shape == (1, 12000)
+    for at in (140, 160):                                                             # the header in the first frame has a checksum
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+        with pytest.raises(ValueError, match="a.mp3.*checksum is wrong"): read_audio(path)
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg"])
 def test_a_segment_is_the_slice_of_the_whole(tmp_path, suffix):
