@@ -629,7 +629,7 @@ def read_bids(
     outside = [f"{k + 1} ({events[k][0]:g} s, {events[k][1]:g} s long)" for k, (start, stop) in enumerate(spans) if start < 0 or stop > len(data) or stop <= start]
     if outside:
         words = f"sub-{subject}: trials {', '.join(outside)} are not wholly in the recording of {len(data)/rate:g} s"
-        if not drop_bad or len(outside) == len(spans): raise ValueError(f"{words}; drop_bad=True leaves them out" if len(outside) < len(spans) else words)
+        if not drop_bad or len(outside) == len(spans): raise ValueError(f"{table}: {words}" + "; drop_bad=True leaves them out"*(len(outside) < len(spans)))
         warnings.warn(f"{words} and left out", stacklevel=2)
     inside = [k for k, (start, stop) in enumerate(spans) if 0 <= start < stop <= len(data)]
     places = np.array([c["loc"][:3] for c in raw.info["chs"]])
