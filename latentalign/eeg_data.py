@@ -7,8 +7,8 @@ __all__ = ['REFERENCES', 'VERSIONS', 'SIDECARS', 'RESPONSES', 'Recording', 'chec
            'resample_trials', 'resample_stimulus', 'prepare', 'is_hdf5', 'parse_mat', 'answer_paths', 'OtherProcess',
            'other_process', 'read_mat', 'from_mat5', 'from_hdf5', 'write_mat', 'to_mat5', 'to_hdf5', 'cnd_files',
            'read_cnd', 'cnd_field', 'cnd_stimulus', 'cnd_recording', 'cnd_mastoids', 'cnd_electrodes', 'keep_channels',
-           'write_cnd', 'cells', 'write_npz', 'read_npz', 'check_sidecar', 'read_events', 'read_bids', 'BrainResponse',
-           'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions', 'detection_power']
+           'write_cnd', 'cells', 'write_npz', 'read_npz', 'check_sidecar', 'read_events', 'check_rates', 'read_bids',
+           'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions', 'detection_power']
 
 # %% ../nbs/89_eeg_data.ipynb #47fe89ff
 import atexit, csv, json, os, pickle, re, struct, subprocess, sys, threading, warnings
@@ -599,6 +599,15 @@ def read_events(
         return chosen
 
 
+def check_rates(
+    path:str|Path|None,  # eeg.json; None: there is none
+    rate:float,          # Hz, as the recording's own header says
+)->None:
+    "Raise ValueError, with the file's name, if a description gives another sample rate."
+    said = json.loads(Path(path).read_text(encoding="utf-8-sig")).get("SamplingFrequency") if path else None
+    if isinstance(said, (int, float)) and abs(said - rate) > 1e-3*rate: raise ValueError(f"{path} gives a sample rate of {said:g} Hz, the recording itself {rate:g} Hz")
+
+
 def read_bids(
     root:str|Path,               # of the BIDS data set
     subject:str,                 # its label, without "sub-"
@@ -619,6 +628,7 @@ def read_bids(
             beside = path.find_matching_sidecar(suffix=name.split(".")[0], extension=f".{name.split('.')[1]}", on_error="ignore")
             if beside: check_sidecar(beside, columns)
         raw = read_raw_bids(path, verbose="error")
+        check_rates(path.find_matching_sidecar(suffix="eeg", extension=".json", on_error="ignore"), float(raw.info["sfreq"]))
         table, bad, channels = path.find_matching_sidecar(suffix="events", extension=".tsv", on_error="raise"), raw.info["bads"], raw.copy().pick("eeg").ch_names
         if told := [c for c in channels if c in bad]: warnings.warn(f"sub-{subject}: the data set calls channels {', '.join(told)} bad; they are left out", stacklevel=2)
         if len(told) == len(channels): raise ValueError("every channel is called bad")
@@ -633,7 +643,7 @@ def read_bids(
         warnings.warn(f"{words} and left out", stacklevel=2)
     inside = [k for k, (start, stop) in enumerate(spans) if 0 <= start < stop <= len(data)]
     places = np.array([c["loc"][:3] for c in raw.info["chs"]])
-    trials, names, places = keep_channels([data[slice(*spans[k])] for k in inside], tuple(raw.ch_names), places if np.isfinite(places).all() and places.any() else None, f"sub-{subject}", drop_bad)
+    trials, names, places = keep_channels([data[slice(*spans[k])] for k in inside], tuple(raw.ch_names), places if np.isfinite(places).all() and places.any() else None, f"{root}, sub-{subject}", drop_bad)
     return Recording(trials, rate, names, places, name=f"sub-{subject}", stimuli=tuple(events[k][2] or k + 1 for k in inside))
 
 # %% ../nbs/89_eeg_data.ipynb #ac603374

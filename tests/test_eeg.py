@@ -569,6 +569,18 @@ def test_bids_bad_channels_are_no_part_of_the_reference(tmp_path):
     half = (data[64:256, 0] - data[64:256, 1])/2
     assert read.channels == ("E1", "E2") and np.allclose(prepare(read, 64., None).trials[0][:, 0], half, atol=.05)
 
+def test_two_sample_rates_of_one_recording_are_refused(tmp_path):
+    pytest.importorskip("mne_bids")
+    bids(tmp_path, np.random.default_rng(0).standard_normal((640, 3))*20, 64)
+    path = tmp_path/"sub-01/eeg/sub-01_task-listen_eeg.json"
+    for said, told in (("SamplingFrequency\": 64.01", None), ("SamplingFrequency\": 65", "eeg.json gives a sample rate of 65 Hz, the recording itself 64 Hz"), ("Samples\": 65", None)):
+        path.write_text(whole := path.read_text().replace("SamplingFrequency\": 64", said))
+        with quiet():
+            if not told: assert len(read_bids(tmp_path, "01", "listen", "melody").trials) == 2
+            else:
+                with pytest.raises(ValueError, match=told): read_bids(tmp_path, "01", "listen", "melody")
+        path.write_text(whole.replace(said, "SamplingFrequency\": 64"))
+
 def test_bids_runs_and_acquisitions(tmp_path):
     pytest.importorskip("mne_bids")
     data = np.random.default_rng(0).standard_normal((640, 3))*20
