@@ -17,15 +17,16 @@ import safetensors.torch
 import torch
 
 from latentalign import Autoencoder
-from latentalign.autoencoder import fingerprint
-from latentalign.blocks import NetworkConfig
-from latentalign.command import describe_model
-from latentalign.network import PRESETS, AutoencoderConfig
-from latentalign.public_weights import PUBLIC, read_public
-from latentalign.storage import (FORMAT_VERSION, atomic_write, change_config, config_from_dict, config_to_dict, load_pickled_weights, load_weights,
-                                 save_state, save_weights)
-from latentalign.transform import TransformConfig
-from latentalign.windows import windows
+from latentalign.codec.autoencoder import fingerprint
+from latentalign.codec.blocks import NetworkConfig
+from latentalign.tools.describing import describe_model
+from latentalign.codec.network import AutoencoderConfig, PRESETS
+from latentalign.codec.public_weights import PUBLIC, read_public
+from latentalign.base.files import atomic_write
+from latentalign.base.config import FORMAT_VERSION, change_config, config_from_dict, config_to_dict
+from latentalign.base.models import load_pickled_weights, load_weights, save_state, save_weights
+from latentalign.codec.transform import TransformConfig
+from latentalign.codec.windows import windows
 
 TOP = Path(__file__).resolve().parent.parent
 NARROW = AutoencoderConfig(  # as `tiny`, narrower, with small windows so that a short sound has many
@@ -567,7 +568,7 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path):
 SAVE_ON_A_FULL_DISK = """
 import resource, signal, sys
 from latentalign import Autoencoder
-from latentalign.storage import save_state
+from latentalign.base.models import save_state
 model = Autoencoder.from_pretrained(sys.argv[1])
 model.latent_std.fill_(7)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -635,8 +636,8 @@ def test_push_to_the_hub(ae, monkeypatch):
 GROWTH = """
 import json, sys, torch
 from latentalign import Autoencoder
-from latentalign.network import AutoencoderConfig
-from latentalign.storage import config_from_dict
+from latentalign.codec.network import AutoencoderConfig
+from latentalign.base.config import config_from_dict
 def peak(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 model = Autoencoder(config_from_dict(AutoencoderConfig, json.loads(sys.argv[1]))).eval()
 peaks = []

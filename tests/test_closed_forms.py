@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from latentalign import Autoencoder
-from latentalign import fitting
-from latentalign.autoencoder import code_config, fit_code
-from latentalign.closed_forms import CodeConfig, code_for, fit_projection, measure
-from latentalign.codec_figures import Pairs, codec_figures, frame_distances, jackknife_interval, measure_codec, piece_interval
-from latentalign.perceptual import visqol_score
+from latentalign.training import fitting
+from latentalign.codec.autoencoder import code_config, fit_code
+from latentalign.codec.closed_forms import CodeConfig, code_for, fit_projection, measure
+from latentalign.evaluation.codec_figures import Pairs, codec_figures, frame_distances, jackknife_interval
+from latentalign.evaluation.codec_figures import measure_codec, piece_interval
+from latentalign.evaluation.perceptual import visqol_score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"linear": "mdct", "magnitude": "linear", "compressed": "compressed"}

@@ -9,20 +9,27 @@ import pytest
 import soundfile
 import torch
 
-from latentalign import Autoencoder, datasets, fitting
-from latentalign.autoencoder import CLOSED_FORMS, code_config, fingerprint, fit_code
-from latentalign.cards import training_facts
-from latentalign.command import describe_model, load_latents, load_models, main
-from latentalign.hearing import heard_latents, sound_frames
-from latentalign.listening import Sound, listening_sounds
-from latentalign.protocols import Protocol, under_protocol
-from latentalign.reports import report_path
-from latentalign.reproduction import Reproduction, plan, start_of
-from latentalign.sequence import SEQUENCE_PRESETS
-from latentalign.storage import config_to_dict
-from latentalign.surprisal import Surprisal, SurprisalConfig
-from latentalign.surprisal_training import SURPRISAL_RECIPES, SurprisalOptions, pooled
-from latentalign.train import RECIPES, RunOptions, start_from, train, with_texture
+from latentalign import Autoencoder
+from latentalign.data import stems as datasets
+from latentalign.training import fitting
+from latentalign.codec.autoencoder import CLOSED_FORMS, code_config, fingerprint, fit_code
+from latentalign.tools.cards import training_facts
+from latentalign.tools.opening import load_models
+from latentalign.tools.latent_files import load_latents
+from latentalign.tools.describing import describe_model
+from latentalign.tools.command import main
+from latentalign.surprisal.hearing import heard_latents, sound_frames
+from latentalign.tools.heard import Sound, listening_sounds
+from latentalign.evaluation.protocols import Protocol, under_protocol
+from latentalign.evaluation.quantities import report_path
+from latentalign.tools.steps import Reproduction, plan, start_of
+from latentalign.surprisal.listener import SEQUENCE_PRESETS
+from latentalign.base.config import config_to_dict
+from latentalign.surprisal.model import Surprisal, SurprisalConfig
+from latentalign.surprisal.training import SURPRISAL_RECIPES, SurprisalOptions, pooled
+from latentalign.training.recipes import RECIPES
+from latentalign.training.options import RunOptions, with_texture
+from latentalign.training.run import start_from, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE, FORM = 22050, "magnitude:64"

@@ -14,11 +14,13 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from latentalign import Autoencoder, command
-from latentalign.command import Latents, load_latents, main, save_latents
-from latentalign.files import RECORDS
+from latentalign import Autoencoder
+from latentalign.tools import jobs as command
+from latentalign.tools.latent_files import Latents, load_latents, save_latents
+from latentalign.tools.command import main
+from latentalign.base.files import RECORDS
 
-PROGRAM = "from latentalign.command import main; raise SystemExit(main())"
+PROGRAM = "from latentalign.tools.command import main; raise SystemExit(main())"
 TOP = Path(__file__).resolve().parent.parent
 
 
@@ -285,7 +287,9 @@ def test_help_does_not_import_torch():
 
 KILLED = """
 import os, signal
-from latentalign import audio, command, files
+from latentalign.base import audio
+from latentalign.tools import jobs as command
+from latentalign.base import files
 {patch}
 raise SystemExit(command.main())
 """
@@ -511,7 +515,7 @@ class Without:
     def __init__(self, finder): self.finder = finder
     def find_spec(self, name, *rest): return None if name.partition(".")[0] in gone else self.finder.find_spec(name, *rest)
 sys.meta_path[:] = [Without(f) for f in sys.meta_path]
-from latentalign.command import main
+from latentalign.tools.command import main
 for line in sys.argv[1:]:
     try: status = main(line.split())
     except SystemExit as stop: status = stop.code

@@ -2,9 +2,12 @@
 import gzip, inspect, json, pickle, warnings
 import numpy as np, pytest, soundfile, torch
 from torch.utils.data import DataLoader, Subset
-from latentalign.audio import check_wave, find_audio, read_audio, resample, write_audio
-from latentalign.audio_files import CROP, MIN_LEVEL_DB, SAMPLE_RATE, AudioFiles, AudioFolder, Stems, held_out, level_db, read_segment, split_files
-from latentalign.datasets import LAYOUTS, PAPERS_WEIGHTS, Turns, find_songs, layout_items, matching_files, open_source, papers_mixture, song_split, stem_items, stem_tracks, warn_once
+from latentalign.base.audio import check_wave, find_audio, read_audio, resample, write_audio
+from latentalign.data.recordings import AudioFiles, AudioFolder, CROP, MIN_LEVEL_DB, SAMPLE_RATE, Stems
+from latentalign.data.recordings import held_out, level_db, read_segment, split_files
+from latentalign.data.stems import LAYOUTS, PAPERS_WEIGHTS, find_songs, layout_items, matching_files
+from latentalign.data.stems import papers_mixture, song_split, stem_items, stem_tracks
+from latentalign.data.datasets import Turns, open_source, warn_once
 
 
 def sine(frequency, rate, seconds, level=.5):
@@ -77,7 +80,7 @@ def test_more_than_two_channels_are_mixed_down(tmp_path):
 
 def test_an_mp3_that_lacks_a_part_of_its_last_frame_is_refused(tmp_path):
     "Its encoder counted the frames; who is given no count cannot know. Bytes put in between are no frames either, and none is lost for them."
-    from latentalign.audio import read_audio, write_audio
+    from latentalign.base.audio import read_audio, write_audio
     path = write_audio(tmp_path/"a.mp3", .1*np.random.default_rng(0).standard_normal((1, 12000)).astype("f4"), 22050)
     whole = path.read_bytes()
     assert read_audio(path)[0].shape == (1, 12000)
@@ -512,7 +515,7 @@ def test_without_apt_the_script_says_so(free_music, tmp_path, monkeypatch, capsy
 
 
 def test_all_sources_have_the_same_defaults():
-    from latentalign.scores import RenderedScores
+    from latentalign.data.rendering import RenderedScores
     for source in (AudioFiles, AudioFolder, RenderedScores, papers_mixture, open_source):
         given = {name: p.default for name, p in inspect.signature(source).parameters.items()}
         assert (given["crop"], given["sample_rate"], given["seed"]) == (CROP, SAMPLE_RATE, 0) == (32768, 44100, 0), source
@@ -532,7 +535,7 @@ def small(tmp_path_factory):
 @pytest.fixture
 def RenderedScores(small):
     from functools import partial
-    from latentalign.scores import RenderedScores
+    from latentalign.data.rendering import RenderedScores
     return partial(RenderedScores, **small)
 
 def test_a_share_of_the_training_items_is_one_stem_alone(RenderedScores):
@@ -578,13 +581,13 @@ def test_splits_share_neither_pieces_nor_instruments(RenderedScores):
     with pytest.raises(ValueError, match="'dev'.*train, valid, test"): RenderedScores("dev")
 
 def test_test_instruments_are_not_those_of_training():
-    from latentalign.scores import INSTRUMENTS
+    from latentalign.data.rendering import INSTRUMENTS
     for stem, programs in INSTRUMENTS.items():
         assert not set(programs["train"]) & set(programs["test"]) and 78 not in programs["train"] + programs["test"]
 
 @pytest.mark.parametrize("program", [0, 4, 24, 32, 40, 73])
 def test_the_folded_soundfont_is_in_tune(small, program):
-    from latentalign.soundfont import Note, play, soundfont
+    from latentalign.data.soundfont import Note, play, soundfont
     for pitch in (57, 64, 69, 76):
         wave = play([Note(.1, .8, pitch, 100, "vocals")], program, False, 1., soundfont())
         ratio = strongest(wave[13230:39690], 44100)/(440*2**((pitch - 69)/12))
@@ -602,7 +605,7 @@ def test_melody_notes_are_true(RenderedScores):
     assert right > .9*len(melody.notes)
 
 def test_attacks_come_at_the_onsets(small):
-    from latentalign.soundfont import Note, play, soundfont
+    from latentalign.data.soundfont import Note, play, soundfont
     notes = [Note(.1 + .3*k, .15, 60 + k, 100, "vocals") for k in range(12)]
     envelope = np.abs(play(notes, 4, False, 4., soundfont()))[:4*44100//44*44].reshape(-1, 44).max(1)
     for n in notes:
@@ -618,7 +621,7 @@ def test_a_whole_piece_holds_its_excerpts_notes(RenderedScores):
 
 def test_the_cache_is_read_and_a_damaged_one_is_made_again(small, monkeypatch):
     from latentalign import scores
-    from latentalign.soundfont import cache_folder
+    from latentalign.data.soundfont import cache_folder
     args = small["chorales"], small["tunes"]
     pieces = scores.load_scores(*args)
     path, = cache_folder().glob("scores-*.json.gz")
@@ -637,8 +640,8 @@ def test_of_endings_the_last_is_played(tmp_path):
     "In a tune, and in all parts of a score that writes its brackets in the first part only; what is tied over a bar of the last ending stays tied."
     pytest.importorskip("music21")
     from music21 import converter
-    from latentalign.melodies import read_score
-    from latentalign.scores import parse_piece
+    from latentalign.perception.score_files import read_score
+    from latentalign.data.scores import parse_piece
     straight = CHORALE.replace("|1 c4 :|2 ", "| ").replace("|:", "|")
     assert parse_piece(CHORALE, "a", ("melody",)) == parse_piece(straight, "a", ("melody",)) and "c4" not in straight
     twice = parse_piece(CHORALE.replace(" |]", " |1 g4 :|2 e4 |]"), "a", ("melody",))["parts"]["melody"]
@@ -669,8 +672,8 @@ def test_a_synthesiser_gone_wild_is_refused(small, monkeypatch, value):
     with pytest.raises(ValueError, match="program 78"): soundfont.play([], 78, False, 1., soundfont.soundfont())
 
 def test_chosen_programs_play_the_same_whatever_was_played_before(small):
-    from latentalign.scores import INSTRUMENTS
-    from latentalign.soundfont import Note, play, soundfont
+    from latentalign.data.rendering import INSTRUMENTS
+    from latentalign.data.soundfont import Note, play, soundfont
     font = soundfont()
     programs = [(stem == "drums", p) for stem, parts in INSTRUMENTS.items() for part in parts.values() for p in part]
     keys = lambda drums: range(36, 52) if drums else range(38, 86, 6)
@@ -679,7 +682,7 @@ def test_chosen_programs_play_the_same_whatever_was_played_before(small):
     assert all(np.array_equal(first[x], one(*x)) and 0 < np.abs(first[x]).max() < 2 for x in reversed(programs))
 
 def test_a_missing_or_foreign_soundfont_is_named(small, tmp_path):
-    from latentalign.soundfont import soundfont
+    from latentalign.data.soundfont import soundfont
     with pytest.raises(ValueError, match="absent.sf2"): soundfont(tmp_path/"absent.sf2")
     (tmp_path/"foreign.sf2").write_bytes(b"not a SoundFont")
     with pytest.raises(ValueError, match="RIFF"): soundfont(tmp_path/"foreign.sf2")

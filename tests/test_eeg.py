@@ -3,11 +3,19 @@ import json, struct, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
-from latentalign.eeg_data import (REFERENCES, RESPONSES, VERSIONS, BrainResponse, OtherProcess, Recording, Stimulus, align, cells, cnd_recording, detection_power, flat_positions,
-                                  head_positions, is_hdf5, pink_noise, prepare, read_bids, read_cnd, read_events, read_mat, read_npz, resample_stimulus, resample_trials, simulate_eeg, write_cnd,
-                                  write_mat, write_npz)
-from latentalign.responses import (NULLS, FrameFeature, Gain, NoteFeature, Response, TRFOptions, check_trials, corrected_p, envelope, feature_gain, group_gain, held_frames,
-                                   impulses, nested_response, penalty_matrix, prediction_correlation, read_notes, spectral_flux, trained_weights, trial_products)
+from latentalign.perception.recordings import REFERENCES, Recording, Stimulus, align, prepare
+from latentalign.perception.recordings import resample_stimulus, resample_trials
+from latentalign.perception.matlab import OtherProcess, VERSIONS, is_hdf5, read_mat, write_mat
+from latentalign.perception.formats import cells, cnd_recording, read_bids, read_cnd, read_events, read_npz
+from latentalign.perception.formats import write_cnd, write_npz
+from latentalign.perception.simulation import BrainResponse, RESPONSES, detection_power, flat_positions
+from latentalign.perception.simulation import head_positions, pink_noise, simulate_eeg
+from latentalign.perception.regressors import envelope, held_frames, impulses, spectral_flux
+from latentalign.perception.responses import Response, TRFOptions, check_trials, nested_response
+from latentalign.perception.responses import penalty_matrix, prediction_correlation, trained_weights
+from latentalign.perception.responses import trial_products
+from latentalign.perception.gains import FrameFeature, Gain, NULLS, NoteFeature, corrected_p, feature_gain
+from latentalign.perception.gains import group_gain, read_notes
 
 RATE = 32
 quiet = lambda: warnings.catch_warnings(action="ignore")
@@ -701,9 +709,9 @@ def test_the_notebook_lets_a_model_hear_what_the_simulated_brain_hears(tmp_path)
     "A surprisal model with random weights: every number is there, and means nothing."
     import torch
     from latentalign import Autoencoder
-    from latentalign.autoencoder import fingerprint
-    from latentalign.sequence import SequenceConfig
-    from latentalign.surprisal import Surprisal, SurprisalConfig
+    from latentalign.codec.autoencoder import fingerprint
+    from latentalign.surprisal.listener import SequenceConfig
+    from latentalign.surprisal.model import Surprisal, SurprisalConfig
     torch.manual_seed(0)
     encoder = Autoencoder.from_pretrained("m2l")
     sizes = SequenceConfig(channels=encoder.config.latent_channels, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from latentalign.alignment import snr_to_time
-from latentalign.evaluation import (Coded, curve_median, decoder_additivity, decoder_homogeneity, effective_rank,
-                                    encoder_additivity, encoder_homogeneity, homogeneity_curve, latent_spectrum, linearity, linearity_values,
-                                    noisy_latents, relative_error, separate, separation)
-from latentalign.metrics import mss_error
-from latentalign.protocols import GAINS
-from latentalign.test_sets import check_stems
+from latentalign.training.alignment import snr_to_time
+from latentalign.evaluation.arithmetic import Coded, curve_median, decoder_additivity, decoder_homogeneity
+from latentalign.evaluation.arithmetic import effective_rank, encoder_additivity, encoder_homogeneity
+from latentalign.evaluation.arithmetic import homogeneity_curve, latent_spectrum, linearity, linearity_values
+from latentalign.evaluation.arithmetic import noisy_latents, relative_error, separate, separation
+from latentalign.base.mel import mss_error
+from latentalign.evaluation.protocols import GAINS
+from latentalign.evaluation.test_sets import check_stems
 
 CLOSE = dict(atol=2e-3, rtol=0)
 

@@ -9,8 +9,8 @@ import pytest
 from papermill.translators import PythonTranslator
 
 from latentalign import Autoencoder
-from latentalign.command import main
-from latentalign.reports import read_report, write_report
+from latentalign.tools.command import main
+from latentalign.evaluation.quantities import read_report, write_report
 
 TOP = Path(__file__).resolve().parent.parent
 SMALL = 'clips=2 seconds=1 snrs=[Infinity,1,0] scores=["mss","si_sdr","pitch"] embeddings=[]'

@@ -5,11 +5,20 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 import numpy as np, pytest
-from latentalign.expectation import (COMBINATIONS, MODES, Agreement, ExpectationModel, agreement, combine, correlation, encoder_delay, frames_to_notes,
-                                     interval, notes_to_frames, onset_frames, onset_loudness, ranks, read_ic_table, select_viewpoints, write_expectation)
-from latentalign.melodies import (READERS, Melody, corpus_melodies, estimate_key, estimate_tonic, find_melodies, read_idyom, read_melodies, read_melody, read_midi, read_score, to_ticks,
-                                  view_melody, viewpoint, with_key)
-from latentalign.ppm import END, ESCAPES, LONG_TERM, PPM, SHORT_TERM, SMOOTHINGS, ContextTree, normalise, predict, sequence_probabilities, states
+from latentalign.perception.combining import COMBINATIONS, combine
+from latentalign.perception.expectation import ExpectationModel, MODES, select_viewpoints
+from latentalign.perception.expect import write_expectation
+from latentalign.perception.agreement import Agreement, agreement, correlation, encoder_delay, frames_to_notes
+from latentalign.perception.agreement import interval, notes_to_frames, onset_frames, onset_loudness, ranks
+from latentalign.perception.agreement import read_ic_table
+from latentalign.perception.melodies import Melody, estimate_key, estimate_tonic, to_ticks, with_key
+from latentalign.perception.midi import read_midi
+from latentalign.perception.score_files import read_score
+from latentalign.perception.corpora import READERS, corpus_melodies, find_melodies, read_idyom, read_melodies
+from latentalign.perception.corpora import read_melody
+from latentalign.perception.viewpoints import view_melody, viewpoint
+from latentalign.perception.ppm import ContextTree, END, ESCAPES, LONG_TERM, PPM, SHORT_TERM, SMOOTHINGS
+from latentalign.perception.ppm import normalise, predict, sequence_probabilities, states
 
 
 def tune(pitches, durations=None, **kw):
@@ -303,7 +312,7 @@ def test_viewpoints_are_selected():
     with pytest.raises(ValueError, match="every target"): select_viewpoints(walks, ["cpitch", "dur"], 2, targets=("cpitch", "dur"))
 
 def test_no_torch_is_needed_to_expect():
-    code = "import sys, latentalign.expectation; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules and 'music21' not in sys.modules"
+    code = "import sys, latentalign.perception.expectation; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules and 'music21' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 CHORALE = [73, 73, 74, 76, 73, 69, 71, 73, 74, 73, 71, 69, 69, 71, 73, 73, 71, 69, 71, 69, 73, 71, 73, 69, 66, 68, 69, 71, 73, 69, 69, 69, 71, 73, 73, 71, 69, 71, 69]
@@ -472,7 +481,7 @@ def test_an_interrupted_listener_is_what_it_was(monkeypatch):
     before, folds = model.information_content(HEARD).ic, [e.ic for e in model.cross_validate(3)]
     def interrupt(*args): raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr("latentalign.expectation.weigh_up", interrupt)
+        patch.setattr("latentalign.perception.expectation.weigh_up", interrupt)
         for do in (lambda: model.information_content([HEARD, HEARD]), lambda: model.cross_validate(3)):
             with pytest.raises(KeyboardInterrupt): do()
     assert np.array_equal(model.information_content(HEARD).ic, before) and all(np.array_equal(a, b.ic) for a, b in zip(folds, model.cross_validate(3)))
@@ -802,7 +811,7 @@ def test_tables_of_idyom_with_other_separators_and_numbers(tmp_path):
         with pytest.raises(ValueError, match=f"idyom.dat, line 3, column ic: '{wrong}' is no number"): read_idyom(path)
 
 def test_the_corpus_parts_pieces_like_the_scores():
-    from latentalign.scores import load_scores, split_pieces
+    from latentalign.data.scores import load_scores, split_pieces
     assert {m.name for m in corpus_melodies("test")} == {p["name"] for p in split_pieces(load_scores(), "test")}
     with pytest.raises(ValueError, match="train, valid, test"): corpus_melodies("all")
 
@@ -879,8 +888,8 @@ def test_loudness():
 # sound and the notebook
 
 def test_recordings_need_their_melodies(tmp_path):
-    from latentalign.audio import write_audio
-    from latentalign.expectation import recorded_pairs
+    from latentalign.base.audio import write_audio
+    from latentalign.perception.agreement import recorded_pairs
     with pytest.raises(ValueError): recorded_pairs(tmp_path)
     write_audio(tmp_path/"a.wav", np.full(4410, .1, np.float32), 44100)
     with pytest.raises(ValueError, match="without a partner: a"): recorded_pairs(tmp_path)
@@ -894,7 +903,7 @@ def test_recordings_need_their_melodies(tmp_path):
 
 def test_the_command_writes_one_table(tmp_path, capsys):
     import csv
-    from latentalign.command import main
+    from latentalign.tools.command import main
     (tmp_path/"in").mkdir()
     (tmp_path/"in/a.krn").write_text(KERN); (tmp_path/"in/b.krn").write_text(KERN[:40])
     midi(tmp_path/"in/c.mid", LINE)
@@ -920,7 +929,7 @@ def run_notebook(name, folder, **parameters):
 
 def test_the_notebook_tells_a_known_correlation(tmp_path):
     "Tables of an audio model that knows the symbolic surprisal best at noise level 0.4, one variant better than the other."
-    from latentalign.expectation import play_melody
+    from latentalign.perception.agreement import play_melody
     rng, folders = np.random.default_rng(0), {name: tmp_path/name for name in ("aligned", "unaligned")}
     model = ExpectationModel(("cpitch", "cpint*cpintfref")).fit(corpus_melodies("train") + corpus_melodies("valid"))
     for melody in corpus_melodies("test"):
@@ -951,9 +960,9 @@ def untrained_surprisal(folder):
     "A surprisal model with random weights, in a folder."
     import torch
     from latentalign import Autoencoder
-    from latentalign.autoencoder import fingerprint
-    from latentalign.sequence import SequenceConfig
-    from latentalign.surprisal import Surprisal, SurprisalConfig
+    from latentalign.codec.autoencoder import fingerprint
+    from latentalign.surprisal.listener import SequenceConfig
+    from latentalign.surprisal.model import Surprisal, SurprisalConfig
     torch.manual_seed(0)
     encoder = Autoencoder.from_pretrained("m2l")
     sizes = SequenceConfig(channels=encoder.config.latent_channels, width=16, depth=1, heads=1, head_width=16, rotary_width=8, flow_depth=1, expansion=2)
@@ -961,8 +970,8 @@ def untrained_surprisal(folder):
 
 def test_the_notebook_hears_own_recordings_with_a_model(tmp_path):
     "Three recordings, the MIDI file of one of them names no key; an untrained model agrees with nothing in particular, but every number is there."
-    from latentalign.audio import write_audio
-    from latentalign.expectation import play_melody
+    from latentalign.base.audio import write_audio
+    from latentalign.perception.agreement import play_melody
     untrained_surprisal(tmp_path/"model")
     own = tmp_path/"own"; own.mkdir()
     for i, melody in enumerate(corpus_melodies("test")[:3]):

@@ -16,10 +16,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentalign import Autoencoder, family, training
-from latentalign.pool import write_pack
-from latentalign.storage import load_weights
-from latentalign.train import held_out_clips, held_out_error, objective_of, start_model, train, training_source
+from latentalign import Autoencoder
+from latentalign.tools import trainings as family
+from latentalign.training import settings as training
+from latentalign.data.pool import write_pack
+from latentalign.base.models import load_weights
+from latentalign.training.objective import objective_of
+from latentalign.training.run import held_out_clips, held_out_error, start_model, train, training_source
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 
 from latentalign import Autoencoder
-from latentalign.command import load_models, main
-from latentalign.listening import (GAIN, MIN_SECONDS, RATIOS, Sound, decibels, flac_uri, hear, listening_rows, measured, original_sounds,
-                                   page_gain, page_html, spectrogram_uri, write_listening)
-from latentalign.test_sets import Clip, open_test_set
+from latentalign.tools.opening import load_models
+from latentalign.tools.command import main
+from latentalign.tools.heard import GAIN, RATIOS, Sound, listening_rows, measured, original_sounds
+from latentalign.tools.page import decibels, flac_uri, page_gain, page_html, spectrogram_uri
+from latentalign.tools.listening import MIN_SECONDS, hear, write_listening
+from latentalign.evaluation.test_sets import Clip, open_test_set
 
 TOP = Path(__file__).resolve().parent.parent
 VOID = {"meta", "img", "br"}

@@ -4,14 +4,21 @@ from dataclasses import asdict
 from itertools import combinations, product
 from statistics import median
 import numpy as np, pytest, torch
-from latentalign import embeddings, perceptual
-from latentalign.audio import resample
-from latentalign.distances import METRICS, distribution_result, frechet_error, kernel_error, median_distance
-from latentalign.embeddings import EMBEDDINGS, VGGISH_FILE, Embedding, VGGish, embedding_or_crepe, open_embedding, vggish_picture
-from latentalign.intervals import CERTAIN, MIN_UNITS, difference_p, extrapolate, holm, jackknife_interval, mean_interval, starts_p
-from latentalign.metrics import SCALES, check_pair, envelope_error, log_mel, mel_filters, mss_error, si_sdr_score, snr_score, spectral_envelope
-from latentalign.perceptual import ANCHORS, PitchScore, compare_pitch, crepe_features, crepe_frames, find_extra, melody_score, note_pitch, pitch_score, track_pitch, visqol_score
-from latentalign.soundfont import Note
+from latentalign.evaluation import embeddings
+from latentalign.evaluation import perceptual
+from latentalign.base.audio import resample
+from latentalign.evaluation.distances import METRICS, distribution_result, frechet_error, kernel_error
+from latentalign.evaluation.distances import median_distance
+from latentalign.evaluation.embeddings import EMBEDDINGS, Embedding, VGGISH_FILE, VGGish, embedding_or_crepe
+from latentalign.evaluation.embeddings import open_embedding, vggish_picture
+from latentalign.base.intervals import CERTAIN, MIN_UNITS, difference_p, extrapolate, holm, jackknife_interval
+from latentalign.base.intervals import mean_interval, starts_p
+from latentalign.base.mel import SCALES, check_pair, log_mel, mel_filters, mss_error
+from latentalign.evaluation.metrics import envelope_error, si_sdr_score, snr_score, spectral_envelope
+from latentalign.evaluation.perceptual import ANCHORS, PitchScore, compare_pitch, crepe_features, crepe_frames
+from latentalign.evaluation.perceptual import find_extra, melody_score, note_pitch, pitch_score, track_pitch
+from latentalign.evaluation.perceptual import visqol_score
+from latentalign.data.soundfont import Note
 
 # waveform and spectrum
 
@@ -157,7 +164,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"torchcrepe: pip install 'latentalign\[eval\]'"): track_pitch(plucks(), 48000)
 
 def test_importing_loads_no_extra():
-    script = "import sys, latentalign.perceptual, latentalign.embeddings; print(*{'visqol', 'torchcrepe', 'transformers', 'librosa', 'scipy', 'torchaudio', 'numba'} & set(sys.modules))"
+    script = "import sys, latentalign.evaluation.perceptual, latentalign.evaluation.embeddings; print(*{'visqol', 'torchcrepe', 'transformers', 'librosa', 'scipy', 'torchaudio', 'numba'} & set(sys.modules))"
     assert not subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 

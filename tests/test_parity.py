@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from latentalign.autoencoder import Autoencoder
-from latentalign.network import AutoencoderNetwork
-from latentalign.public_weights import PUBLIC
-from latentalign.transform import to_spec, to_wave
-from latentalign.windows import frame_noise
+from latentalign.codec.autoencoder import Autoencoder
+from latentalign.codec.network import AutoencoderNetwork
+from latentalign.codec.public_weights import PUBLIC
+from latentalign.codec.transform import to_spec, to_wave
+from latentalign.codec.windows import frame_noise
 
 HOP, FRAME, TAIL = 512, 4096, 1536          # of the published network: a hop, a latent frame, the overlap of STFT windows
 TOLERANCE = 1e-4

@@ -14,15 +14,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from latentalign import Autoencoder
-from latentalign.audio import headroom, share_headroom
-from latentalign.comparison import (PAPER_LINEARITY, PAPER_NOISE, TITLES, against, differences, draw_bars, draw_kept, draw_linearity, draw_noise,
-                                    draw_separation, gain_title, half_kept, homogeneity_table, is_certain, kept, linearity_table, method_table,
-                                    noise_table, open_methods, open_runs, run_colour, training_start)
-from latentalign.evaluation import Coded
-from latentalign.protocols import PROTOCOLS, SCORE_NAMES, Adapted, Chunked, Protocol, protocol_named, under_protocol
-from latentalign.reports import (SCORES, batches, evaluate, read_report, report_differences, report_path, sound_scores, summarise, unit_of,
-                                 write_report)
-from latentalign.test_sets import Clip, ClipSet, open_test_set
+from latentalign.base.audio import headroom, share_headroom
+from latentalign.evaluation.comparison import PAPER_LINEARITY, PAPER_NOISE, against, differences, is_certain
+from latentalign.evaluation.comparison import open_methods, open_runs, training_start
+from latentalign.evaluation.tables import TITLES, gain_title, homogeneity_table, linearity_table, method_table
+from latentalign.evaluation.tables import noise_table
+from latentalign.evaluation.pictures import draw_bars, draw_kept, draw_linearity, draw_noise, draw_separation
+from latentalign.evaluation.pictures import half_kept, kept, run_colour
+from latentalign.evaluation.arithmetic import Coded
+from latentalign.evaluation.protocols import Adapted, Chunked, PROTOCOLS, Protocol, SCORE_NAMES
+from latentalign.evaluation.protocols import protocol_named, under_protocol
+from latentalign.evaluation.quantities import read_report, report_differences, report_path, summarise, unit_of
+from latentalign.evaluation.quantities import write_report
+from latentalign.evaluation.reports import SCORES, batches, evaluate, sound_scores
+from latentalign.evaluation.test_sets import Clip, ClipSet, open_test_set
 
 FEW = Protocol(clips=3, seconds=1., snrs=(math.inf, 1., 0.), scores=("mss", "si_sdr"), embeddings=())
 
@@ -58,7 +63,7 @@ def musdb(tmp_path):
 # test sets
 
 def test_rendered_clips_are_in_four_stems_that_all_sound_and_come_from_held_out_pieces():
-    from latentalign.scores import RenderedScores
+    from latentalign.data.rendering import RenderedScores
     clips = open_test_set("scores", 8000, 6, 1.)
     train, test = ({p["name"] for p in RenderedScores(split, crop=8000).pieces} for split in ("train", "test"))
     made = list(clips)
@@ -230,7 +235,7 @@ def test_report_of_a_linear_model_knows_that_it_is_linear(tmp_path):
 
 def test_batches_do_not_change_a_report(musdb):
     "Gains and noise belong to clips: a track of another length between them changes nothing."
-    from latentalign.reports import measure_set
+    from latentalign.evaluation.reports import measure_set
     full = measure_set(Linear(), toy_set([8000]*3), FEW, ("linearity", "noise"), 0)
     split = measure_set(Linear(), ClipSet("toy", lambda i: toy_set([8000, 9000, 8000]).load(i), 3, "sounds"), FEW, ("linearity", "noise"), 0)
     for part in ("encoder_homogeneity_error", "decoder_homogeneity_snr"):
@@ -283,7 +288,7 @@ def test_one_bad_clip_is_left_out_and_named(tmp_path, bad, words):
 
 
 def test_a_report_holds_curve_anchors_and_pieces(musdb):
-    from latentalign.perceptual import low_pass, visqol_score
+    from latentalign.evaluation.perceptual import low_pass, visqol_score
     protocol = replace(FEW, clips=4, gains=(.1, -1.), snrs=(math.inf,), scores=("visqol",))
     found = evaluate(Linear(), [f"musdb18-hq:{musdb}"], protocol)["sets"]["musdb18-hq"]
     assert list(found["homogeneity"]) == ["0.1", "-1"] and found["homogeneity"]["-1"]["encoder_homogeneity_error"]["mean"] < 1e-5 and found["pieces"] == [*"abab"]
@@ -493,7 +498,7 @@ def test_runs_are_opened_by_name(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
-    from latentalign.command import main
+    from latentalign.tools.command import main
     Autoencoder.from_preset("tiny").save_pretrained(tmp_path/"run")
     config = tmp_path/"run"/"config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 99}))

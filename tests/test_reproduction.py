@@ -12,14 +12,16 @@ import pytest
 import soundfile
 import torch
 
-from latentalign import reproduction
-from latentalign.command import main
-from latentalign.datasets import LAYOUTS
-from latentalign.protocols import protocol_named
-from latentalign.reproduction import (KINDS, STARTS, Reproduction, claim, duration, expected, lacking, measure, plan,
-                                      run_plan, script, share_batch, start_of, work_of)
-from latentalign.surprisal_training import SURPRISAL_RECIPES
-from latentalign.train import RECIPES, VARIANTS, parse_options
+from latentalign.tools import steps as reproduction
+from latentalign.tools.command import main
+from latentalign.data.stems import LAYOUTS
+from latentalign.evaluation.protocols import protocol_named
+from latentalign.tools.steps import KINDS, Reproduction, STARTS, lacking, measure, plan, share_batch, start_of
+from latentalign.tools.steps import work_of
+from latentalign.tools.reproduction import claim, duration, expected, run_plan, script
+from latentalign.surprisal.training import SURPRISAL_RECIPES
+from latentalign.training.recipes import RECIPES, VARIANTS
+from latentalign.training.run import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -112,10 +114,10 @@ def test_notebooks_and_their_parameters_exist(data, preset, gpus):
 @pytest.mark.parametrize('data', ['papers:/data', 'scores'])
 def test_evaluations_are_valid_commands(data, monkeypatch):
     seen = []
-    import latentalign.reports
-    monkeypatch.setattr(latentalign.reports, 'report_path', lambda checkpoint, out: seen.append((checkpoint, out)) or Path(__file__))  # stops before any work: is there already
-    monkeypatch.setattr(latentalign.reports, 'read_report', lambda path: {}); monkeypatch.setattr(latentalign.reports, 'report_differences', lambda *a: ([], []))
-    monkeypatch.setattr('latentalign.command.load_model', lambda *a: None); monkeypatch.setattr('latentalign.command.fingerprint', lambda model: '')
+    import latentalign.evaluation.quantities
+    monkeypatch.setattr(latentalign.evaluation.quantities, 'report_path', lambda checkpoint, out: seen.append((checkpoint, out)) or Path(__file__))  # stops before any work: is there already
+    monkeypatch.setattr(latentalign.evaluation.quantities, 'read_report', lambda path: {}); monkeypatch.setattr(latentalign.evaluation.quantities, 'report_differences', lambda *a: ([], []))
+    monkeypatch.setattr('latentalign.tools.opening.load_model', lambda *a: None); monkeypatch.setattr('latentalign.tools.opening.fingerprint', lambda model: '')
     steps = [s for s in all_steps(Reproduction(data)) if s.kind == 'evaluate']
     for step in steps:
         assert main(list(step.command[1:])) == 0 and seen[-1] == (str(step.result.parent), str(step.result))

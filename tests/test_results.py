@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from latentalign import Autoencoder, Surprisal
-from latentalign.cards import LARGEST, bundle, lineage, training_facts, training_seconds
-from latentalign.metrics import mss_error
-from latentalign.storage import BUNDLED, bundled_models
+from latentalign.training.records import training_seconds
+from latentalign.tools.cards import LARGEST, bundle, lineage, training_facts
+from latentalign.base.mel import mss_error
+from latentalign.base.models import BUNDLED, bundled_models
 
 TOP = Path(__file__).parent.parent
 FAMILY, LISTENERS = bundled_models("autoencoder"), bundled_models("surprisal")
@@ -92,7 +93,7 @@ def test_records_that_lead_nowhere_are_named(tmp_path):
 def test_too_large_a_model_is_not_shipped(tmp_path, monkeypatch):
     folder = run_folder(tmp_path/"run")
     Autoencoder.from_preset("tiny").save_pretrained(folder)
-    monkeypatch.setattr("latentalign.cards.LARGEST", 1e6)
+    monkeypatch.setattr("latentalign.tools.cards.LARGEST", 1e6)
     with pytest.raises(ValueError, match="1 are the most"): bundle(folder, Autoencoder, tmp_path/"out")
 
 

@@ -11,20 +11,27 @@ import pytest
 import torch
 
 from latentalign import Autoencoder, Surprisal
-from latentalign.audio import write_audio
-from latentalign.audio_files import level_db
-from latentalign.autoencoder import fingerprint
-from latentalign.command import main
-from latentalign.effects import paired_effect, phrase, repetition, wrong_note
-from latentalign.flow import MixtureFlow, Velocity, check_noise_levels, draw_levels, stretch
-from latentalign.hearing import SILENCES, energy_span, heard_latents
-from latentalign.likelihood import EXACT, INTEGRATORS, PROBES, LikelihoodConfig, adaptive_nll, exact_divergence, integrate, path_nll, probe_divergence, separate_nll, stepped_nll, transport
-from latentalign.public_weights import PUBLIC
-from latentalign.scores import RenderedScores
-from latentalign.sequence import SEQUENCE_PRESETS, FrameVelocity, SequenceConfig, SequenceModel, VelocityNetwork, convert_sequence
-from latentalign.storage import bundled_models, load_strictly
-from latentalign.surprisal import NOISINGS, PUBLIC_SURPRISAL, MonteCarlo, SurprisalConfig, frame_nll
-from latentalign.surprisal_training import LEAST_VARIANCE, SURPRISAL_RECIPES, FrameCrops, SurprisalOptions, autoregression_nll, gaussian_nll, mixture_nll, train_surprisal
+from latentalign.base.audio import write_audio
+from latentalign.data.recordings import level_db
+from latentalign.codec.autoencoder import fingerprint
+from latentalign.tools.command import main
+from latentalign.surprisal.effects import paired_effect, phrase, repetition, wrong_note
+from latentalign.surprisal.flow import MixtureFlow, Velocity, check_noise_levels, draw_levels, stretch
+from latentalign.surprisal.hearing import SILENCES, energy_span, heard_latents
+from latentalign.surprisal.likelihood import EXACT, INTEGRATORS, LikelihoodConfig, PROBES, adaptive_nll
+from latentalign.surprisal.likelihood import exact_divergence, integrate, path_nll, probe_divergence
+from latentalign.surprisal.likelihood import separate_nll, stepped_nll, transport
+from latentalign.codec.public_weights import PUBLIC
+from latentalign.data.rendering import RenderedScores
+from latentalign.surprisal.listener import SEQUENCE_PRESETS, SequenceConfig, VelocityNetwork
+from latentalign.surprisal.slopes import FrameVelocity
+from latentalign.surprisal.sequence import SequenceModel, convert_sequence
+from latentalign.base.models import bundled_models, load_strictly
+from latentalign.surprisal.published import PUBLIC_SURPRISAL
+from latentalign.surprisal.model import MonteCarlo, NOISINGS, SurprisalConfig, frame_nll
+from latentalign.surprisal.listener import LEAST_VARIANCE
+from latentalign.surprisal.training import FrameCrops, SURPRISAL_RECIPES, SurprisalOptions, autoregression_nll
+from latentalign.surprisal.training import gaussian_nll, mixture_nll, train_surprisal
 
 
 def stirred(module, seed=0):

@@ -16,13 +16,18 @@ import pytest
 import torch
 
 from latentalign import Autoencoder
-from latentalign.audio import write_audio
-from latentalign.consistency import NoiseConfig, decode_steps, draw_positions
-from latentalign.network import PRESETS
-from latentalign.storage import change_config, load_pickled_weights, load_weights, save_state
-from latentalign.autoencoder import fit_code
-from latentalign.train import CONTROLS, RECIPES, VARIANTS, RunOptions, StagedObjective, objective_of, start_from, train
-from latentalign.training import DivergenceError, TrainConfig, fit, step_generator
+from latentalign.base.audio import write_audio
+from latentalign.codec.consistency import NoiseConfig, decode_steps, draw_positions
+from latentalign.codec.network import PRESETS
+from latentalign.base.config import change_config
+from latentalign.base.models import load_pickled_weights, load_weights, save_state
+from latentalign.codec.autoencoder import fit_code
+from latentalign.training.objective import StagedObjective, objective_of
+from latentalign.training.recipes import CONTROLS, RECIPES, VARIANTS
+from latentalign.training.options import RunOptions
+from latentalign.training.run import start_from, train
+from latentalign.training.settings import TrainConfig, step_generator
+from latentalign.training.loop import DivergenceError, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -50,7 +55,7 @@ SCRIPT = textwrap.dedent('''
     from dataclasses import replace
     import torch
     from latentalign import fitting, train as module
-    from latentalign.autoencoder import code_config
+    from latentalign.codec.autoencoder import code_config
     torch.set_num_threads(2)
     tiny = module.RECIPES['tiny']
     fitting.EXCERPT_SECONDS, module.FIT_CROPS = 1., 40

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from latentalign import Autoencoder
-from latentalign.alignment import AlignmentConfig, add_latent_noise, draw_times
-from latentalign.autoencoder import fingerprint, fit_code
-from latentalign.consistency import StepConfig, consistency_step
-from latentalign.linearity import LinearityConfig, draw_gains, gain_bounds, level, linear_paths
-from latentalign.network import PRESETS
-from latentalign.train import RECIPES, VARIANTS, ConsistencyObjective, RunOptions, objective_of, parse_changes, start_model
-from latentalign.training import learning_rate
+from latentalign.training.alignment import AlignmentConfig, add_latent_noise, draw_times
+from latentalign.codec.autoencoder import fingerprint, fit_code
+from latentalign.codec.consistency import StepConfig, consistency_step
+from latentalign.base.levels import level
+from latentalign.training.linearity import LinearityConfig, draw_gains, gain_bounds, linear_paths
+from latentalign.codec.network import PRESETS
+from latentalign.training.objective import ConsistencyObjective, objective_of
+from latentalign.training.recipes import RECIPES, VARIANTS
+from latentalign.training.options import RunOptions, parse_changes
+from latentalign.training.run import start_model
+from latentalign.training.settings import learning_rate
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ROWS = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0][:8]
