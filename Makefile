@@ -52,7 +52,7 @@ surprisal: $(READY)  ## train nbs/train_surprisal.ipynb: make surprisal [AUTOENC
 # on a machine that is lent for minutes there is no time to install: there python3 will do if it has what training needs
 LENT := $(if $(filter family,$(MAKECMDGOALS)),$(if $(wildcard $(READY)),,$(shell python3 -c "import torch, numpy, soundfile, soxr, einops, safetensors" 2>/dev/null && echo python3)))
 family: $(if $(LENT),,$(READY))  ## train what is missing of a family: make family [RATIO=64] [RATE=44100] [MINUTES=12] [ARGS=--status]; results in runs/family-RATIO
-	$(or $(LENT),$(BIN)/python) -m latentalign.family --ratio $(RATIO) $(if $(RATE),--rate $(RATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(or $(LENT),$(BIN)/python) -m latentalign.tools.family --ratio $(RATIO) $(if $(RATE),--rate $(RATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 # both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time
 test: $(READY)  ## run every notebook in nbs, then the tests in tests
@@ -64,10 +64,11 @@ test: $(READY)  ## run every notebook in nbs, then the tests in tests
 
 # the notebooks are trusted first: JupyterLab keeps the sounds and tables of others from being shown
 lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter trust nbs/*.ipynb
+	$(BIN)/jupyter trust nbs/*.ipynb nbs/*/*.ipynb
 	$(BIN)/jupyter lab nbs
 
 export: $(READY)  ## write latentalign/*.py from the notebooks and clean the notebooks
+	$(BIN)/python .ci/doors
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 

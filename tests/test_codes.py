@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from latentalign import Autoencoder
-from latentalign.data import stems as datasets
+from latentalign.data import datasets
 from latentalign.training import fitting
 from latentalign.codec.autoencoder import CLOSED_FORMS, code_config, fingerprint, fit_code
 from latentalign.tools.cards import training_facts
@@ -25,6 +25,7 @@ from latentalign.evaluation.quantities import report_path
 from latentalign.tools.steps import Reproduction, plan, start_of
 from latentalign.surprisal.listener import SEQUENCE_PRESETS
 from latentalign.base.config import config_to_dict
+from latentalign.base.models import BUNDLED
 from latentalign.surprisal.model import Surprisal, SurprisalConfig
 from latentalign.surprisal.training import SURPRISAL_RECIPES, SurprisalOptions, pooled
 from latentalign.training.recipes import RECIPES
@@ -264,7 +265,7 @@ def test_the_fingerprint_tells_codes_apart(staged, forms):
     for fields in ({"texture": True}, {"code": replace(code, level_in=True)}, {"code": replace(code, level_out=True)}, {"code": replace(code, bound="layer_norm")},
                    {"transform": replace(model.config.transform, alpha=.5)}, {"window": 100}, {"noise": replace(model.config.noise, sigma_max=9.)}): marks.add(fingerprint(changed(model, **fields)))
     assert len(marks) == 8 and len({fingerprint(m) for m in forms.values()}) == 3
-    assert fingerprint(Autoencoder.from_pretrained("m2l")) == json.loads(Path(datasets.__file__).with_name("models").joinpath("surprisal/m2l/config.json").read_text())["fingerprint"]  # as ever
+    assert fingerprint(Autoencoder.from_pretrained("m2l")) == json.loads((BUNDLED/"surprisal/m2l/config.json").read_text())["fingerprint"]  # as ever
 
 
 def test_what_info_tells(staged, forms):
@@ -280,7 +281,7 @@ def test_what_info_tells(staged, forms):
 
 def test_a_run_goes_on_with_its_own_settings_only(work, monkeypatch):
     monkeypatch.setattr(fitting, "open_source", datasets.open_source)
-    monkeypatch.setattr("latentalign.train.FIT_CROPS", 40)
+    monkeypatch.setattr("latentalign.training.run.FIT_CROPS", 40)
     for i in range(2): soundfile.write(f"sound/{i}.wav", brown(1, 2*RATE, i)[0].numpy(), RATE, "FLOAT")
     options = RunOptions("lin", "tiny", data="sound", steps=2, batch_size=2, device="cpu", precision="no", out="run",
                          changes="pool=4 model.code.width=8 train.log_every=1 train.checkpoint_every=1")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentalign import Autoencoder
-from latentalign.tools import jobs as command
+from latentalign.tools import coding, command, mixing
 from latentalign.tools.latent_files import Latents, load_latents, save_latents
 from latentalign.tools.command import main
 from latentalign.base.files import RECORDS
@@ -101,8 +101,8 @@ def test_resume_leaves_alone_what_is_there(work, models, capsys):
 
 
 def test_the_model_is_loaded_once(work, models, monkeypatch):
-    calls, load = [], command.load_model
-    monkeypatch.setattr(command, "load_model", lambda *args: calls.append(args) or load(*args))
+    calls, load = [], coding.load_model
+    monkeypatch.setattr(coding, "load_model", lambda *args: calls.append(args) or load(*args))
     main(f"reconstruct music --out y --model {models}/one".split())
     assert len(calls) == 1
 
@@ -268,8 +268,8 @@ def test_mixtures_that_cannot_be(work, models, capsys, line, words):
 
 def test_channels_that_do_not_go_together(models):
     sounds = [Latents(torch.zeros(n, 64, 9), 9, 9, "") for n in (2, 3)]
-    with pytest.raises(ValueError, match="2, 3"): command.combine_latents(sounds, [1., 1.])
-    with pytest.raises(ValueError, match="different models"): command.combine_latents([sounds[0], Latents(torch.zeros(2, 64, 9), 9, 9, "x")], [1., 1.])
+    with pytest.raises(ValueError, match="2, 3"): mixing.combine_latents(sounds, [1., 1.])
+    with pytest.raises(ValueError, match="different models"): mixing.combine_latents([sounds[0], Latents(torch.zeros(2, 64, 9), 9, 9, "x")], [1., 1.])
 
 
 def test_every_command_has_help_and_its_place(capsys):
@@ -288,7 +288,7 @@ def test_help_does_not_import_torch():
 KILLED = """
 import os, signal
 from latentalign.base import audio
-from latentalign.tools import jobs as command
+from latentalign.tools import coding, command
 from latentalign.base import files
 {patch}
 raise SystemExit(command.main())
@@ -349,8 +349,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 """
 NOISE = """
 import numpy
-command.encode_file = lambda opened, path: command.Latents(None, 0, 44100, opened.mark)
-command.decode_latents = lambda *args: numpy.random.default_rng(0).uniform(-.5, .5, (1, 400_000))
+coding.encode_file = lambda opened, path: coding.Latents(None, 0, 44100, opened.mark)
+coding.decode_latents = lambda *args: numpy.random.default_rng(0).uniform(-.5, .5, (1, 400_000))
 """
 
 

@@ -620,7 +620,7 @@ def test_a_whole_piece_holds_its_excerpts_notes(RenderedScores):
     assert level_db(whole.mixture[-2000:]) < level_db(whole.mixture) - 15          # the end is a tail, not a cut
 
 def test_the_cache_is_read_and_a_damaged_one_is_made_again(small, monkeypatch):
-    from latentalign import scores
+    from latentalign.data import scores
     from latentalign.data.soundfont import cache_folder
     args = small["chorales"], small["tunes"]
     pieces = scores.load_scores(*args)
@@ -655,7 +655,7 @@ def test_of_endings_the_last_is_played(tmp_path):
     assert read_score(path, part=1).pitches.tolist() == [n[2] for n in found["two"]]
 
 def test_a_rendering_that_diverges_is_drawn_again(RenderedScores, monkeypatch):
-    from latentalign import scores
+    from latentalign.data import rendering as scores
     source, calls, play = RenderedScores(seed=5), [], scores.play
     def fails_once(*args):
         calls.append(args)
@@ -666,7 +666,7 @@ def test_a_rendering_that_diverges_is_drawn_again(RenderedScores, monkeypatch):
 
 @pytest.mark.parametrize("value", [1e37, np.nan, np.inf])
 def test_a_synthesiser_gone_wild_is_refused(small, monkeypatch, value):
-    from latentalign import soundfont
+    from latentalign.data import soundfont
     wild = type("Wild", (), {"render": lambda self, score, stereo: np.full((2, 88200), value, np.float32)})
     monkeypatch.setattr(soundfont, "synthesizer", lambda *args: wild())
     with pytest.raises(ValueError, match="program 78"): soundfont.play([], 78, False, 1., soundfont.soundfont())

@@ -17,8 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentalign import Autoencoder
-from latentalign.tools import trainings as family
-from latentalign.training import settings as training
+from latentalign.tools import family
+from latentalign.training import loop as training
 from latentalign.data.pool import write_pack
 from latentalign.base.models import load_weights
 from latentalign.training.objective import objective_of
@@ -47,7 +47,8 @@ ALONE = textwrap.dedent('''
         raise SystemExit(f'{name} is not hidden')
     import torch
     torch.set_num_threads(1)
-    from latentalign import family, training
+    from latentalign.tools import family
+    from latentalign.training import loop as training
     training.plan_steps = lambda *given: 30
     real = family.share_out
     def brief(spare, around, per_step, wanted):

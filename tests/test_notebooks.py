@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 TOP = Path(__file__).resolve().parent.parent
-PATHS = sorted((TOP/"nbs").glob("*.ipynb"))
+PATHS = sorted(path for path in (TOP/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 EXPORT = re.compile(r"^#\s*\|\s*default_exp\s+([\w.]+)", re.M)
 MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(work|home|root|tmp|Users)/[\w.-]+")
 MAX_KIB = 1500
@@ -31,8 +31,14 @@ def module_of(path):
 
 MODULES = {module: path for path in PATHS if (module := module_of(path))}
 LIBRARY = list(MODULES.values())
-every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-library_notebook = pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
+CHAPTERS = ("0_base", "1_codec", "2_data", "3_training", "4_evaluation", "5_surprisal", "6_perception", "7_tools", "9_studies")
+
+
+def place(path): return path.relative_to(TOP/"nbs").as_posix()
+
+
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=place)
+library_notebook = pytest.mark.parametrize("path", LIBRARY, ids=place)
 
 
 def shown_text(nb):
@@ -94,29 +100,76 @@ def test_library_notebook_has_outputs(path):
     assert any(cell.outputs for cell in code_cells(read(path))), "run it and commit it with its outputs"
 
 
-def imported_modules(path):
-    "The modules of this package that the Python file `path` imports, wherever in the file."
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            inside = node.level == 1 or (node.module or "").split(".")[0] == "latentalign"
-            if inside:
-                name = (node.module or "").removeprefix("latentalign").lstrip(".")
-                yield from [name] if name else (alias.name for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".", 1)[1] for alias in node.names if alias.name.startswith("latentalign."))
+def exported(path): return "\n".join(cell.source for cell in code_cells(read(path)) if re.search(r"^#\s*\|\s*export", cell.source, re.M))
+
+
+def imported_modules(source):
+    "The modules of this package that code imports, wherever in it, by their dotted names without the package's."
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latentalign."): yield node.module.removeprefix("latentalign.")
+        elif isinstance(node, ast.Import): yield from (alias.name.removeprefix("latentalign.") for alias in node.names if alias.name.startswith("latentalign."))
+
+
+def imports_upwards(path, modules):
+    "What a notebook's exported code imports from notebooks that do not sort before it."
+    return [f"{place(path)} imports {name} of {place(modules[name])}" for name in imported_modules(exported(path)) if name in modules and place(modules[name]) >= place(path)]
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_imports_only_lower_numbers(module):
-    number = {name: path.name.split("_")[0] for name, path in MODULES.items()}
-    assert re.fullmatch(r"\d\d", number[module]), f"{MODULES[module].name}: library notebooks are numbered in reading order"
-    exported = TOP/"latentalign"/f"{module}.py"
-    higher = [name for name in imported_modules(exported) if name in number and number[name] >= number[module]]
-    assert not higher, f"{exported.name} ({number[module]}) imports {higher}"
+def test_module_imports_only_from_what_sorts_before_it(module):
+    chapter, name = place(MODULES[module]).split("/")
+    assert chapter in CHAPTERS and re.fullmatch(r"\d\d_\w+\.ipynb", name)
+    assert module == f"{chapter[2:]}.{name[3:-6]}" and (TOP/"latentalign"/f"{module.replace('.', '/')}.py").is_file()
+    assert not imports_upwards(MODULES[module], MODULES)
 
 
-def test_library_notebooks_were_found():
-    assert "transform" in MODULES and len(set(MODULES.values())) == len(MODULES)
+def test_import_from_a_later_chapter_is_named(tmp_path):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("#| export\nfrom latentalign.training.loop import fit")])
+    path = TOP/"nbs/1_codec/00_new.ipynb"
+    found = [name for name in imported_modules(nb.cells[0].source) if place(MODULES[name]) >= place(path)]
+    assert found == ["training.loop"]
+
+
+def test_no_module_stays_behind():
+    "What nbdev wrote for a notebook that is gone has to be deleted by hand."
+    there = {path.relative_to(TOP/"latentalign").with_suffix("").as_posix().replace("/", ".") for path in (TOP/"latentalign").rglob("*.py")}
+    assert {name for name in there if not name.endswith("__init__")} == set(MODULES) | {"_modidx", "train"} and len(set(MODULES.values())) == len(MODULES)
+
+
+def links_of(text): return [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target and not target.startswith(("#", "data:", "mailto:"))]
+
+
+def dead_links(folder, text): return [target for target in links_of(text) if target and not (folder/target).exists()]
+
+
+@every_notebook
+def test_links_lead_somewhere(path):
+    dead = [target for cell in read(path).cells if cell.cell_type == "markdown" for target in dead_links(path.parent, cell.source)]
+    assert not dead, f"{place(path)}: {dead}"
+    named = {name for cell in read(path).cells for name in re.findall(r"[\w/.]*\b[a-z0-9]\w*\.ipynb", cell.source) if "_" in name}
+    lost = [name for name in named if re.match(r"[./]*(nbs/)?(\d_\w+/)?\d\d_", name) and not any(p.as_posix().endswith(name.lstrip("./")) for p in PATHS)]
+    assert not lost, f"{place(path)} names {lost}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "LOG.md", "data/README.md"])
+def test_links_of_the_pages_lead_somewhere(name):
+    page = TOP/name
+    assert not dead_links(page.parent, page.read_text(encoding="utf-8"))
+
+
+def test_dead_link_is_found(tmp_path):
+    (tmp_path/"there.md").touch()
+    assert dead_links(tmp_path, "[a](there.md#x) [b](gone.ipynb) [c](https://example.org)") == ["gone.ipynb"]
+
+
+BAR = re.compile(r"\d%\|")
+
+
+@every_notebook
+def test_output_holds_no_progress_bar(path):
+    "Stripped when it is exported; a reader has no use for it."
+    lines = [line for cell in code_cells(read(path)) for output in cell.outputs for line in output.get("text", "").splitlines() if BAR.search(line)]
+    assert not lines, lines[:2]
 
 
 def tags(path): return [tag for cell in read(path).cells for tag in cell.metadata.get("tags", [])]

@@ -24,9 +24,9 @@ from latentalign.evaluation.pictures import half_kept, kept, run_colour
 from latentalign.evaluation.arithmetic import Coded
 from latentalign.evaluation.protocols import Adapted, Chunked, PROTOCOLS, Protocol, SCORE_NAMES
 from latentalign.evaluation.protocols import protocol_named, under_protocol
-from latentalign.evaluation.quantities import read_report, report_differences, report_path, summarise, unit_of
+from latentalign.evaluation.quantities import read_report, report_path, summarise, unit_of
 from latentalign.evaluation.quantities import write_report
-from latentalign.evaluation.reports import SCORES, batches, evaluate, sound_scores
+from latentalign.evaluation.reports import SCORES, batches, evaluate, report_differences, sound_scores
 from latentalign.evaluation.test_sets import Clip, ClipSet, open_test_set
 
 FEW = Protocol(clips=3, seconds=1., snrs=(math.inf, 1., 0.), scores=("mss", "si_sdr"), embeddings=())
@@ -265,7 +265,7 @@ def test_too_few_clips_for_a_distribution_metric_are_refused_before_any_work():
 
 
 def test_clips_are_read_before_any_work(musdb, monkeypatch):
-    from latentalign import reports
+    from latentalign.evaluation import reports
     monkeypatch.setattr(reports, "measure_set", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match="rendering 0 lasts 0.50 s.*'visqol'"): evaluate(Linear(), ["scores"], replace(FEW, seconds=.5, scores=("visqol",)))
     monkeypatch.undo()

@@ -115,9 +115,10 @@ def test_notebooks_and_their_parameters_exist(data, preset, gpus):
 def test_evaluations_are_valid_commands(data, monkeypatch):
     seen = []
     import latentalign.evaluation.quantities
+    import latentalign.evaluation.reports
     monkeypatch.setattr(latentalign.evaluation.quantities, 'report_path', lambda checkpoint, out: seen.append((checkpoint, out)) or Path(__file__))  # stops before any work: is there already
-    monkeypatch.setattr(latentalign.evaluation.quantities, 'read_report', lambda path: {}); monkeypatch.setattr(latentalign.evaluation.quantities, 'report_differences', lambda *a: ([], []))
-    monkeypatch.setattr('latentalign.tools.opening.load_model', lambda *a: None); monkeypatch.setattr('latentalign.tools.opening.fingerprint', lambda model: '')
+    monkeypatch.setattr(latentalign.evaluation.quantities, 'read_report', lambda path: {}); monkeypatch.setattr(latentalign.evaluation.reports, 'report_differences', lambda *a: ([], []))
+    monkeypatch.setattr('latentalign.tools.measuring.load_model', lambda *a: None); monkeypatch.setattr('latentalign.tools.measuring.fingerprint', lambda model: '')
     steps = [s for s in all_steps(Reproduction(data)) if s.kind == 'evaluate']
     for step in steps:
         assert main(list(step.command[1:])) == 0 and seen[-1] == (str(step.result.parent), str(step.result))

@@ -101,7 +101,7 @@ def test_the_page_is_drawn_from_the_records_and_stands_in_the_readme(tmp_path):
     pages = [TOP/"figures/results"/name for name in ("results.md", "speed.md")]
     shutil.copytree(TOP/"figures", tmp_path/"figures")
     for page in pages: (tmp_path/"figures/results"/page.name).unlink()
-    subprocess.run([sys.executable, "-m", "papermill", str(TOP/"nbs/results.ipynb"), "page.ipynb", "-p", "figures", "figures"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "papermill", str(TOP/"nbs/9_studies/results.ipynb"), "page.ipynb", "-p", "figures", "figures"], check=True, capture_output=True)
     for page in pages:
         assert (tmp_path/"figures/results"/page.name).read_text() == page.read_text() and page.read_text().strip() in (TOP/"README.md").read_text()
         for picture in re.findall(r"\]\((figures/[^)]+)\)", page.read_text()): assert (TOP/picture).is_file(), picture

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 @pytest.fixture(autouse=True)
 def few_crops(monkeypatch):
     "A code is fitted to few crops, in no time."
-    monkeypatch.setattr('latentalign.train.FIT_CROPS', 40)
+    monkeypatch.setattr('latentalign.training.run.FIT_CROPS', 40)
 
 
 @pytest.fixture(scope='module')
@@ -54,12 +54,12 @@ SCRIPT = textwrap.dedent('''
     import sys
     from dataclasses import replace
     import torch
-    from latentalign import fitting, train as module
+    from latentalign.training import fitting, recipes, run as module
     from latentalign.codec.autoencoder import code_config
     torch.set_num_threads(2)
-    tiny = module.RECIPES['tiny']
+    tiny = recipes.RECIPES['tiny']
     fitting.EXCERPT_SECONDS, module.FIT_CROPS = 1., 40
-    module.RECIPES['tiny'] = replace(tiny, model=code_config('linear', 64, 22050, width=8), pool=4, crop_frames=64,
+    recipes.RECIPES['tiny'] = replace(tiny, model=code_config('linear', 64, 22050, width=8), pool=4, crop_frames=64,
                                      train=replace(tiny.train, workers=0, log_every=2, checkpoint_every=2))
     {patch}
     module.train(module.RunOptions(preset='tiny', data=sys.argv[1], out=sys.argv[2], steps=24, batch_size=2, device='cpu'))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'file_mark', 'folder_mark', 'read_records', 'add_record', 'differences', 'atomic_write', 'reading',
-           'shorten', 'check_name', 'visible']
+           'shorten', 'check_name', 'visible', 'plain_name']
 
 # %% ../../nbs/0_base/10_files.ipynb #daae1f18
 import hashlib
@@ -176,3 +176,11 @@ def visible(
     "A text that does nothing but be read: control characters and marks of direction stand as \\x1b or \\u202e."
     hidden = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\n\t\u200c\u200d'
     return ''.join(c.encode('unicode_escape').decode() if hidden(c) else c for c in text)
+
+# %% ../../nbs/0_base/10_files.ipynb #91bb7c49
+def plain_name(
+    name: str, # as a user names a model: owner/name, magnitude:64@44100
+)->str: # letters, digits, _ . and -
+    "A name as a part of a file's name."
+    return re.sub(r'[^\w.-]+', '-', name)
+

@@ -10,7 +10,6 @@ __all__ = ['DRAWN_FROM', 'PARTS', 'MIN_UNITS', 'CERTAIN', 'piece_sums', 'student
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from numpy import ndarray
 
 # %% ../../nbs/0_base/50_intervals.ipynb #25d082c5
@@ -19,7 +18,7 @@ def piece_sums(
     pieces=None,  # (n,), what each value comes from, numbers or names; None: each from a piece of its own
 )->tuple: # (units,) sums and (units,) counts, float64
     "Values added up piece by piece; raises `ValueError` for NaN, for other shapes, and if pieces and values differ in number."
-    x = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    x = np.asarray(values.detach().cpu() if hasattr(values, 'detach') else values, dtype=np.float64)
     if x.ndim != 1: raise ValueError(f"values are (n,), got {x.shape}")
     if bad := int((~np.isfinite(x)).sum()): raise ValueError(f"{bad} of {len(x)} values are NaN or infinite: leave them out first")
     if pieces is None: return x, np.ones(len(x))
@@ -94,7 +93,7 @@ def jackknife_interval(
 )->tuple: # (low, high)
     "The interval of any smooth statistic; raises `ValueError` for fewer than 2 units, and where the statistic is NaN."
     n = len(units)
-    if isinstance(units, torch.Tensor): units = units.detach().cpu().numpy()
+    if hasattr(units, 'detach'): units = units.detach().cpu().numpy()
     less = lambda i: np.delete(units, i, 0) if isinstance(units, ndarray) else [*units[:i], *units[i + 1:]]
     return left_out_interval(float(statistic(units)), [statistic(less(i)) for i in range(n)], level)
 

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCALE', 'BUNDLED', 'MODEL_FILES', 'digest', 'save_weights', 'pack', 'unpack', 'load_weights', 'save_state',
-           'checked_zip', 'load_pickled_weights', 'check_fit', 'load_strictly', 'plain_name', 'seeded',
-           'bundled_models', 'locate', 'SavedModel']
+           'checked_zip', 'load_pickled_weights', 'check_fit', 'load_strictly', 'seeded', 'bundled_models', 'locate',
+           'SavedModel']
 
-# %% ../../nbs/0_base/25_models.ipynb #d31540a3
+# %% ../../nbs/0_base/25_models.ipynb #6d8dbcc7
 import hashlib
 import io
 import json
-import re
 import reprlib
 import tempfile
 import zipfile
@@ -157,14 +156,6 @@ def load_strictly(
             if not (weights[name] > 0).all(): raise ValueError(f"{source}: {name} must be above 0, got {weights[name].min().item():g}")
     module.load_state_dict(weights)
 
-# %% ../../nbs/0_base/25_models.ipynb #c0de1401
-def plain_name(
-    name: str, # as a user names a model: owner/name, magnitude:64@44100
-)->str: # letters, digits, _ . and -
-    "A name as a part of a file's name."
-    return re.sub(r'[^\w.-]+', '-', name)
-
-
 # %% ../../nbs/0_base/25_models.ipynb #18d5b6f6
 class seeded(TorchDispatchMode):
     "Context manager: everything random that this thread draws on the CPU comes from a generator of its own."
@@ -181,7 +172,7 @@ class seeded(TorchDispatchMode):
         return (twin or func)(*args, **{**(kwargs or {}), 'generator': self.generator})
 
 # %% ../../nbs/0_base/25_models.ipynb #ed5ce72b
-BUNDLED = Path(__file__).parent / 'models' if '__file__' in globals() else Path('models')  # KIND/NAME: the models that come with the package
+BUNDLED = Path(__file__).parents[1] / 'models' if '__file__' in globals() else Path('models')  # KIND/NAME: the models that come with the package
 MODEL_FILES = ('config.json', 'model.safetensors')
 
 

@@ -6,7 +6,7 @@
 __all__ = ['FITTED_BY', 'CLOSED_FORMS', 'TRAINING_ONLY', 'rate_or_own', 'check_axes', 'check_precision', 'check_result', 'Codec',
            'code_config', 'fit_code', 'Autoencoder', 'fingerprint', 'goes_by']
 
-# %% ../../nbs/1_codec/90_autoencoder.ipynb #70ef3662
+# %% ../../nbs/1_codec/90_autoencoder.ipynb #c012c3eb
 import copy
 import hashlib
 import warnings

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES_VERSION', 'SPLITS', 'ATTEMPTS', 'part_notes', 'parse_piece', 'corpus_sources', 'load_scores', 'split_pieces']
 
-# %% ../../nbs/2_data/20_scores.ipynb #60e9b0d2
+# %% ../../nbs/2_data/20_scores.ipynb #faa710ad
 import gzip
 import json
 import re

@@ -31,7 +31,8 @@ from ..data.rendering import RenderedScores
 from .listener import LEAST_VARIANCE, SEQUENCE_PRESETS, SequenceConfig
 from .sequence import SequenceModel
 from ..base.files import atomic_write
-from ..base.models import load_weights, plain_name, save_weights, seeded
+from ..base.models import load_weights, save_weights, seeded
+from ..base.files import plain_name
 from .model import Surprisal, SurprisalConfig, frame_nll, open_autoencoder
 from ..training.settings import TrainConfig
 from ..training.records import uses_gpu

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'COMMAND_NEEDS', 'COMMAND_EXTRAS', 'told_missing', 'fill_in', 'main']
 
-# %% ../../nbs/7_tools/90_command.ipynb #8e4222b2
+# %% ../../nbs/7_tools/90_command.ipynb #e3f7ac2f
 import argparse
 import sys
 from importlib import import_module
@@ -17,17 +17,17 @@ from .mixing import keep_decibels
 
 # %% ../../nbs/7_tools/90_command.ipynb #cd43af36
 COMMANDS = {  # name → (module, one line); the module has a function add_NAME(parser)
-    'encode': ('command', "sounds to latents, one file each"),
-    'decode': ('command', "latents to sounds, as long as they were and at the same sample rate"),
-    'reconstruct': ('command', "sounds to latents and back"),
-    'mix': ('command', "the sound of a weighted sum of latents"),
-    'subtract': ('command', "the sound of a latent without some others"),
-    'evaluate': ('command', "how linear a model is, and what noise on its latents takes away"),
-    'listen': ('command', "one page on which models are heard side by side"),
-    'surprisal': ('command', "how surprising each tenth of a second of a sound is, one table each"),
-    'expect': ('expectation', "how surprising each note of a melody is to a symbolic model, one table"),
-    'reproduce': ('reproduction', "every command of a reproduction of the papers with its time, printed or run"),
-    'info': ('command', "what a model or a latent file is"),
+    'encode': ('tools.coding', "sounds to latents, one file each"),
+    'decode': ('tools.coding', "latents to sounds, as long as they were and at the same sample rate"),
+    'reconstruct': ('tools.coding', "sounds to latents and back"),
+    'mix': ('tools.mixing', "the sound of a weighted sum of latents"),
+    'subtract': ('tools.mixing', "the sound of a latent without some others"),
+    'evaluate': ('tools.measuring', "how linear a model is, and what noise on its latents takes away"),
+    'listen': ('tools.measuring', "one page on which models are heard side by side"),
+    'surprisal': ('tools.measuring', "how surprising each tenth of a second of a sound is, one table each"),
+    'expect': ('perception.expect', "how surprising each note of a melody is to a symbolic model, one table"),
+    'reproduce': ('tools.reproduction', "every command of a reproduction of the papers with its time, printed or run"),
+    'info': ('tools.describing', "what a model or a latent file is"),
 }
 
 

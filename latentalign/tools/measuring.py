@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SURPRISAL', 'add_evaluate', 'add_listen', 'noise_levels', 'load_surprisal', 'run_surprisal', 'add_surprisal']
 
-# %% ../../nbs/7_tools/72_measuring.ipynb #4b0be80a
+# %% ../../nbs/7_tools/72_measuring.ipynb #601d0647
 import argparse
 from pathlib import Path
 
@@ -24,9 +24,9 @@ def add_evaluate(
     def run(options):
         from latentalign.evaluation.tables import linearity_table, noise_table
         from latentalign.evaluation.protocols import protocol_named
-        from latentalign.evaluation.quantities import read_report, report_differences, report_path
+        from latentalign.evaluation.quantities import read_report, report_path
         from latentalign.evaluation.quantities import write_report
-        from latentalign.evaluation.reports import evaluate
+        from latentalign.evaluation.reports import evaluate, report_differences
         out, protocol = report_path(options.checkpoint, options.out), protocol_named(options.protocol, options.changes)
         check_name(out)
         model, data, figures = load_model(options.checkpoint, options.device), options.data.split(','), tuple(options.sets.split(','))

@@ -6,7 +6,7 @@
 __all__ = ['MODEL', 'MODEL_HELP', 'put_on', 'open_named', 'load_model', 'load_models', 'fingerprint', 'weights_mark', 'at_least',
            'add_manner', 'add_files']
 
-# %% ../../nbs/7_tools/05_opening.ipynb #85b453eb
+# %% ../../nbs/7_tools/05_opening.ipynb #e0cee235
 import argparse
 import hashlib
 from pathlib import Path
@@ -63,7 +63,7 @@ def fingerprint(
     model, # an Autoencoder
 )->str: # 16 hexadecimal digits
     "Tell models apart: a hash of weights, transform, code and windows, the same on every device."
-    from latentalign import autoencoder
+    from latentalign.codec import autoencoder
     return autoencoder.fingerprint(model)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['averaged_model', 'held_out_error', 'held_out_clips', 'training_pool', 'sources_of', 'training_source', 'train',
            'start_from', 'start_model', 'write_examples', 'parse_options']
 
-# %% ../../nbs/3_training/80_run.ipynb #461490ba
+# %% ../../nbs/3_training/80_run.ipynb #aedaf3bf
 import argparse
 import copy
 import json
@@ -163,6 +163,3 @@ def parse_options(
         if f.type is bool: parser.add_argument(f'--{f.name}', action=argparse.BooleanOptionalAction, default=f.default, help=f'default: {f.default}')
         else: parser.add_argument(f'--{f.name}', type=f.type, default=f.default, help=f'default: {f.default!r}')
     return RunOptions(**vars(parser.parse_args(args)))
-
-# %% ../../nbs/3_training/80_run.ipynb #d0c79306
-if __name__ == '__main__' and '__file__' in globals(): train(parse_options())  # not in a notebook

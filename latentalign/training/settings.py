@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator']
 
-# %% ../../nbs/3_training/20_settings.ipynb #a0000285
+# %% ../../nbs/3_training/20_settings.ipynb #e6074958
 import math
 from dataclasses import dataclass
 
