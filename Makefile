@@ -54,12 +54,12 @@ LENT := $(if $(filter family,$(MAKECMDGOALS)),$(if $(wildcard $(READY)),,$(shell
 family: $(if $(LENT),,$(READY))  ## train what is missing of a family: make family [RATIO=64] [RATE=44100] [MINUTES=12] [ARGS=--status]; results in runs/family-RATIO
 	$(or $(LENT),$(BIN)/python) -m latentalign.tools.family --ratio $(RATIO) $(if $(RATE),--rate $(RATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-# both run even if the first fails; one thread a notebook, since $(WORKERS) of them run at a time
-test: $(READY)  ## run every notebook in nbs, then the tests in tests
-	@status=0; \
+# both run even if the first fails; one thread for each of the $(WORKERS) notebooks or files of tests that run at a time
+test: $(READY)  ## run the notebooks of the chapters, then the tests in tests
+	@status=0; export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; \
 	echo "nbdev_test: running the notebooks, $(WORKERS) at a time"; \
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print --timing || status=1; \
-	$(BIN)/pytest tests || status=1; \
+	$(BIN)/nbdev_test --n_workers $(WORKERS) --do_print --timing || status=1; \
+	$(BIN)/pytest tests --numprocesses $(WORKERS) --dist loadfile || status=1; \
 	exit $$status
 
 # the notebooks are trusted first: JupyterLab keeps the sounds and tables of others from being shown

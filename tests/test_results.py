@@ -97,14 +97,15 @@ def test_too_large_a_model_is_not_shipped(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="1 are the most"): bundle(folder, Autoencoder, tmp_path/"out")
 
 
-def test_the_page_is_drawn_from_the_records_and_stands_in_the_readme(tmp_path):
-    pages = [TOP/"figures/results"/name for name in ("results.md", "speed.md")]
+def test_the_page_is_drawn_from_the_records_and_its_headlines_stand_in_the_readme(tmp_path):
+    pages = [TOP/"figures/results"/name for name in ("results.md", "headline.md")]
     shutil.copytree(TOP/"figures", tmp_path/"figures")
     for page in pages: (tmp_path/"figures/results"/page.name).unlink()
     subprocess.run([sys.executable, "-m", "papermill", str(TOP/"nbs/9_studies/results.ipynb"), "page.ipynb", "-p", "figures", "figures"], check=True, capture_output=True)
-    for page in pages:
-        assert (tmp_path/"figures/results"/page.name).read_text() == page.read_text() and page.read_text().strip() in (TOP/"README.md").read_text()
-        for picture in re.findall(r"\]\((figures/[^)]+)\)", page.read_text()): assert (TOP/picture).is_file(), picture
+    for page in pages: assert (tmp_path/"figures/results"/page.name).read_text() == page.read_text()
+    for picture in re.findall(r"\]\(([^)]+\.png)\)", pages[0].read_text()): assert (pages[0].parent/picture).is_file(), picture
+    readme = (TOP/"README.md").read_text(encoding="utf-8")
+    assert pages[1].read_text().strip() in readme and len(readme.splitlines()) <= 150
 
 
 def test_cards_quote_the_records():
