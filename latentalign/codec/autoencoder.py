@@ -6,16 +6,16 @@
 __all__ = ['FITTED_BY', 'CLOSED_FORMS', 'TRAINING_ONLY', 'rate_or_own', 'check_axes', 'check_precision', 'check_result', 'Codec',
            'code_config', 'fit_code', 'Autoencoder', 'fingerprint', 'goes_by']
 
-# %% ../../nbs/1_codec/90_autoencoder.ipynb #c012c3eb
+# %% ../../nbs/1_codec/90_autoencoder.ipynb #89dfba86
 import copy
 import hashlib
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from pkgutil import resolve_name
 
 import torch
 
+from ..base.kinds import warn_caller
 from ..base.config import flat
 from ..base.models import load_strictly, seeded
 from ..base.audio import check_rate, check_wave, resample
@@ -36,7 +36,7 @@ def rate_or_own(
     sample_rate,  # of a wave, Hz; None: the model's, with a warning
 )->float: # Hz
     "The sample rate that a wave is taken to have; raises `ValueError` if it is none."
-    if sample_rate is None: warnings.warn(f"no sample_rate was given: the wave is taken to be at {model.sample_rate} Hz, the model's own rate; say sample_rate=… if it is another", stacklevel=4)
+    if sample_rate is None: warn_caller(f"no sample_rate was given: the wave is taken to be at {model.sample_rate} Hz, the model's own rate; say sample_rate=… if it is another")
     else: check_rate(sample_rate)
     return model.sample_rate if sample_rate is None else sample_rate
 

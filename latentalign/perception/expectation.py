@@ -7,7 +7,7 @@ __all__ = ['MODES', 'NOTE_ARRAYS', 'Expectation', 'ExpectationModel', 'check_nam
            'tell_silence', 'hear', 'weigh_up', 'measure', 'all_alphabets', 'listen', 'hear_folds', 'save_model',
            'load_model', 'select_viewpoints']
 
-# %% ../../nbs/6_perception/45_expectation.ipynb #a834ec16
+# %% ../../nbs/6_perception/45_expectation.ipynb #7b0463f0
 import json
 import math
 import warnings

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['impulses', 'envelope', 'spectral_flux', 'held_frames']
 
-# %% ../../nbs/6_perception/60_regressors.ipynb #12476e4c
+# %% ../../nbs/6_perception/60_regressors.ipynb #fe1e636a
 import numpy as np
 from numpy import ndarray
 

@@ -7,7 +7,7 @@ __all__ = ['NOISINGS', 'FAR', 'SurprisalConfig', 'by_expectation', 'by_flow', 'M
            'open_autoencoder', 'SurprisalModel', 'check_scale', 'to_level', 'LatentSurprisal', 'Surprisal',
            'public_surprisal']
 
-# %% ../../nbs/5_surprisal/50_model.ipynb #e15135fd
+# %% ../../nbs/5_surprisal/50_model.ipynb #50318d41
 import json
 import math
 import numbers
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from ..base.kinds import warn_caller
 from ..base.models import SavedModel, load_strictly, seeded
 from ..base.audio import check_wave, resample
 from ..codec.network import preset
@@ -190,7 +191,7 @@ def to_level(
     if wanted is not None and (isinstance(wanted, (bool, str)) or not isinstance(wanted, numbers.Real) or not -150 <= wanted <= 30): raise ValueError(f"level must be from -150 to 30 dB of full scale, 'training' or None, got {level!r}")
     if wanted is not None: wave = wave * 10 ** ((wanted - level_db(wave.numpy())) / 20)
     if training is not None and abs(away := level_db(wave.numpy()) - training) > FAR:
-        warnings.warn(f"the sound is {abs(away):.0f} dB {'louder' if away > 0 else 'quieter'} than that of the training, and its curve another: level='training' brings it there", stacklevel=3)
+        warn_caller(f"the sound is {abs(away):.0f} dB {'louder' if away > 0 else 'quieter'} than that of the training, and its curve another: level='training' brings it there")
     return wave
 
 # %% ../../nbs/5_surprisal/50_model.ipynb #783ad4bb

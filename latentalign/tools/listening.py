@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SECONDS', 'check_listening', 'hear', 'write_listening']
 
-# %% ../../nbs/7_tools/70_listening.ipynb #b2a5a170
+# %% ../../nbs/7_tools/70_listening.ipynb #b3374336
 from pathlib import Path
 
 from tqdm import tqdm

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SURPRISAL', 'add_evaluate', 'add_listen', 'noise_levels', 'load_surprisal', 'run_surprisal', 'add_surprisal']
 
-# %% ../../nbs/7_tools/72_measuring.ipynb #601d0647
+# %% ../../nbs/7_tools/72_measuring.ipynb #0687b981
 import argparse
 from pathlib import Path
 
-from ..base.files import atomic_write, check_name
+from ..base.files import atomic_write, check_name, visible
 from .jobs import Job, plan_files, run_files, say, telling
 from .opening import MODEL_HELP, add_files, add_manner, at_least, fingerprint, load_model
 from .opening import load_models, open_named, put_on, weights_mark
@@ -106,6 +106,7 @@ def run_surprisal(
     options, # of the command
 )->int: # exit status
     "Write a table of information content, and a plot if wanted, for every input."
+    import numpy as np
     from latentalign.base.audio import AUDIO_SUFFIXES, read_audio
     from latentalign.surprisal.likelihood import EXACT, LikelihoodConfig
     from latentalign.surprisal.curves import plot_curves, write_curves
@@ -118,6 +119,7 @@ def run_surprisal(
         ic = model(wave[0], rate, levels, options.noising, options.silence, effort, options.bits, options.level)
         times = model.times(ic.shape[1])
         if options.plot: plot_curves(pictures[source], wave[0], rate, times, ic, levels, unit)
+        if not np.isfinite(ic).any(): say(f"{visible(str(source))}: silent, or too short: no information content is defined")
         write_curves(part, times, ic, levels)
     return run_files(plan, Job(make, lambda source: settings), options.overwrite)
 

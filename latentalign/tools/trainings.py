@@ -7,7 +7,7 @@ __all__ = ['FAMILY', 'ABLATIONS', 'STEPS', 'ABLATION_MINUTES', 'TEXTURE_MINUTES'
            'state_of', 'seconds_left', 'status', 'frame_distance', 'quick_figures', 'test_songs', 'pack_clips',
            'clips_of', 'run_job', 'summary', 'work']
 
-# %% ../../nbs/7_tools/85_trainings.ipynb #279994c5
+# %% ../../nbs/7_tools/85_trainings.ipynb #5f89b9ce
 import json
 import math
 import os
