@@ -6,7 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np, pytest
 from latentalign.perception.combining import COMBINATIONS, combine
-from latentalign.perception.expectation import ExpectationModel, MODES, select_viewpoints
+from latentalign.perception.expectation import ExpectationModel, MODES
+from latentalign.perception.selection import select_viewpoints
 from latentalign.perception.expect import write_expectation
 from latentalign.perception.agreement import Agreement, agreement, correlation, encoder_delay, frames_to_notes
 from latentalign.perception.agreement import interval, notes_to_frames, onset_frames, onset_loudness, ranks

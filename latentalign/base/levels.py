@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['level']
 
-# %% ../../nbs/0_base/35_levels.ipynb #06daa62a
+# %% ../../nbs/0_base/35_levels.ipynb #799427ea
 import torch
 
 # %% ../../nbs/0_base/35_levels.ipynb #17a6214b

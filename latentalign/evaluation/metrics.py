@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'snr_score', 'si_sdr_score', 'spectral_envelope', 'envelope_error']
 
-# %% ../../nbs/4_evaluation/00_metrics.ipynb #e3cb4de9
+# %% ../../nbs/4_evaluation/00_metrics.ipynb #d68c60ca
 import math
 
 import torch

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['MODES', 'NOTE_ARRAYS', 'Expectation', 'ExpectationModel', 'check_names', 'learn_melody', 'basic_values',
            'tell_silence', 'hear', 'weigh_up', 'measure', 'all_alphabets', 'listen', 'hear_folds', 'save_model',
-           'load_model', 'select_viewpoints']
+           'load_model']
 
-# %% ../../nbs/6_perception/45_expectation.ipynb #7b0463f0
+# %% ../../nbs/6_perception/45_expectation.ipynb #f0c7e8c0
 import json
-import math
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -297,32 +296,3 @@ def load_model(
         model = ExpectationModel(**state["settings"], **ppm)
         for melody in state["melodies"]: learn_melody(model, Melody(**melody))
         return model
-
-# %% ../../nbs/6_perception/45_expectation.ipynb #e65d891f
-def select_viewpoints(
-    melodies:list,
-    candidates:list,      # names of viewpoints
-    folds:int=10,         # of the cross-validation
-    start:tuple=(),       # viewpoints to begin with; needed where no candidate alone says something of every target
-    least:float=1e-3,     # bits a note that a step must win
-    **settings,           # of the `ExpectationModel`
-)->list:                  # (viewpoints, mean information content in bits) of each step, the chosen last
-    "Choose viewpoints step by step. Raises ValueError if the first step finds none that fits the targets."
-    known = {}
-    def mean(views):
-        key = frozenset(views)
-        if key not in known:
-            try: model = ExpectationModel(views, **settings)
-            except ValueError: known[key] = math.inf
-            else: known[key] = float(np.concatenate([e.ic for e in model.fit(melodies).cross_validate(folds)]).mean())
-        return known[key]
-    steps = [(tuple(start), mean(tuple(start)) if start else math.inf)]
-    while True:
-        views, before = steps[-1]
-        longer = [(*views, c) for c in candidates if c not in views]
-        shorter = [tuple(v for v in views if v != gone) for gone in views] if len(views) > 2 else []
-        best = min(shorter + longer, key=mean, default=views)
-        if not mean(best) < before - least: break
-        steps.append((best, mean(best)))
-    if not math.isfinite(steps[-1][1]): raise ValueError(f"none of {', '.join(candidates)} says something of every target: give a set to `start` with")
-    return steps[0 if start else 1:]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['midi_chunks', 'midi_events', 'midi_notes', 'tick_seconds', 'midi_key', 'file_name', 'read_midi']
 
-# %% ../../nbs/6_perception/05_midi.ipynb #45e9ea05
+# %% ../../nbs/6_perception/05_midi.ipynb #2eeac171
 import struct
 import unicodedata
 import warnings

@@ -6,7 +6,7 @@
 __all__ = ['REFERENCES', 'Recording', 'check_recording', 'bad_channels', 'Stimulus', 'align', 'resample_trials',
            'resample_stimulus', 'prepare']
 
-# %% ../../nbs/6_perception/80_recordings.ipynb #a75fc78a
+# %% ../../nbs/6_perception/80_recordings.ipynb #10f5a56c
 from dataclasses import dataclass, replace
 from fractions import Fraction
 

@@ -7,11 +7,10 @@ __all__ = ['NOISINGS', 'FAR', 'SurprisalConfig', 'by_expectation', 'by_flow', 'M
            'open_autoencoder', 'SurprisalModel', 'check_scale', 'to_level', 'LatentSurprisal', 'Surprisal',
            'public_surprisal']
 
-# %% ../../nbs/5_surprisal/50_model.ipynb #50318d41
+# %% ../../nbs/5_surprisal/50_model.ipynb #0d8c5884
 import json
 import math
 import numbers
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'SHARES', 'LEAST_STEPS', 'PIECE', 'pack_path', 'sound_for', 
            'step_bytes', 'probe', 'try_compiled', 'closed_records', 'share_out', 'make_schedule', 'in_time', 'table',
            'pack_model', 'finish', 'parse_words', 'main', 'run_family']
 
-# %% ../../nbs/7_tools/87_family.ipynb #1856e65c
+# %% ../../nbs/7_tools/87_family.ipynb #8f2c112d
 import argparse
 import json
 import math
@@ -33,6 +33,7 @@ from ..training.fitting import EXCERPT_SECONDS, FIT_CROPS
 from ..training.objective import Recipe, objective_of
 from ..training.options import RunOptions
 from ..training.run import start_model, training_pool, training_source
+from ..evaluation.tables import markdown_table
 from .trainings import Job, clips_of, plan, quick_figures, state_of, status, test_songs, work
 
 # %% ../../nbs/7_tools/87_family.ipynb #93ac0002
@@ -233,8 +234,7 @@ def table(
         return [r['name'], f"{r['steps']}", *(f'{mean(figures[k]):.3f}' if k in figures else '–' for k in heads), f"{closer} of {len(figures['mss'])}"]
     parts = []
     for name in records[0]['figures']:
-        rows = [[name, 'steps', *heads.values(), 'own latent closer'], ['---'] * (len(heads) + 3), *(row(r, r['figures'][name]) for r in records)]
-        parts.append('\n'.join(f"| {' | '.join(cells)} |" for cells in rows))
+        parts.append(markdown_table([name, 'steps', *heads.values(), 'own latent closer'], [row(r, r['figures'][name]) for r in records]))
     return '\n\n'.join(parts)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['swap_latents']
 
-# %% ../../nbs/3_training/75_exchange.ipynb #cf9403c8
+# %% ../../nbs/3_training/75_exchange.ipynb #733007f4
 import torch
 
 from ..base.mel import mss_error
