@@ -2,18 +2,16 @@
 import os
 import re
 import sys
+from importlib.metadata import files
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
 top = Path(os.environ.get("SITE_OF", here.parent.parent))
 sys.path[:0] = [str(here), str(top)]
 
-from docutils.nodes import SkipNode
-from latex2mathml.converter import convert
-from sphinx.util.logging import getLogger
 from stage import settings
 
-cfg, logger = settings(top), getLogger(__name__)
+cfg = settings(top)
 project, author, copyright, release = cfg["title"], cfg["author"], cfg["copyright"], cfg["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nb_execution_mode, nb_merge_streams = "off", True
@@ -23,20 +21,15 @@ autodoc_default_options = {"members": True, "inherited-members": "Module", "memb
 autodoc_typehints, autoclass_content, default_role = "none", "class", "literal"
 add_module_names = False
 
-html_theme, html_title, html_static_path, html_css_files = "sphinx_book_theme", cfg["title"], ["static"], ["site.css"]
+# the page itself brings what draws formulas: one file, and nothing is asked of a network
+mathjax = str(next(file for file in files("sphinx-mathjax-offline") if file.name == "tex-svg.js").locate())
+mathjax_path, mathjax3_config = "tex-svg.js", {"svg": {"fontCache": "global"}}
+
+html_theme, html_title, html_static_path, html_css_files = "sphinx_book_theme", cfg["title"], ["static", mathjax], ["site.css"]
 html_theme_options = {"repository_url": cfg["git_url"], "use_repository_button": True, "show_toc_level": 2,
-                      "use_download_button": False, "use_fullscreen_button": False, "home_page_in_toc": False}
-html_copy_source, html_show_sphinx, html_math_renderer = False, False, "mathml"
+                      "use_download_button": False, "use_fullscreen_button": False, "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": []}
+html_copy_source, html_show_sphinx = False, False
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
-
-
-def formula(tag, display):
-    "What writes a formula as MathML, which needs no script, font or network to be read."
-    def visit(translator, node):
-        try: translator.body.append(f'<{tag} class="math">{convert(node.astext(), display=display)}</{tag}>')
-        except Exception as error: logger.warning("formula %r: %r", node.astext(), error, location=node)
-        raise SkipNode
-    return visit, None
 
 
 def escape(app, what, name, thing, options, lines):
@@ -45,5 +38,4 @@ def escape(app, what, name, thing, options, lines):
 
 
 def setup(app):
-    app.add_html_math_renderer("mathml", formula("span", "inline"), formula("div", "block"))
     app.connect("autodoc-process-docstring", escape, priority=400)
