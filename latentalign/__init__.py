@@ -11,7 +11,10 @@ def __getattr__(name):
     "Import `Autoencoder` or `Surprisal`, and torch with it, only when it is asked for: `import latentalign` alone costs nothing."
     if name not in __all__: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
-    return getattr(import_module(f".{name.lower()}", __name__), name)
+
+    from .docments import document
+    globals()[name] = document(getattr(import_module(f".{name.lower()}", __name__), name))
+    return globals()[name]
 
 
 def __dir__(): return sorted([*globals(), *__all__])

@@ -2,6 +2,7 @@
 import os
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import files
 from pathlib import Path
 
@@ -9,7 +10,7 @@ here = Path(__file__).resolve().parent
 top = Path(os.environ.get("SITE_OF", here.parent.parent))
 sys.path[:0] = [str(here), str(top)]
 
-from stage import settings
+from stage import faces, settings
 
 cfg = settings(top)
 project, author, copyright, release = cfg["title"], cfg["author"], cfg["copyright"], cfg["version"]
@@ -27,7 +28,8 @@ mathjax_path, mathjax3_config = "tex-svg.js", {"svg": {"fontCache": "global"}}
 
 html_theme, html_title, html_static_path, html_css_files = "sphinx_book_theme", cfg["title"], ["static", mathjax], ["site.css"]
 html_theme_options = {"repository_url": cfg["git_url"], "use_repository_button": True, "show_toc_level": 2,
-                      "use_download_button": False, "use_fullscreen_button": False, "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": []}
+                      "use_download_button": False, "use_fullscreen_button": False,
+                      "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": []}
 html_copy_source, html_show_sphinx = False, False
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 
@@ -38,4 +40,7 @@ def escape(app, what, name, thing, options, lines):
 
 
 def setup(app):
+    "Docments join the docstrings before they are read."
+    document = next((getattr(import_module(module), name) for name, (module, *_) in faces(top, ["document"]).items()), None)
+    for name, (module, *_) in faces(top).items(): document(getattr(import_module(module), name))
     app.connect("autodoc-process-docstring", escape, priority=400)

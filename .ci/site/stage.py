@@ -83,6 +83,15 @@ def anchors(path):
     return {slug(m[1]) for m in HEADING.finditer(prose)} | {m[1] or m[2] for _, source in parts for m in ANCHOR.finditer(source)}
 
 
+def faces(top, names=FACES):
+    "{name: (module, its file, class or function)} of what the package defines under these names."
+    found = {}
+    for path in sorted((top/settings(top)["lib_path"]).rglob("*.py")):
+        for kind, name in re.findall(rf"^(class|def) ({'|'.join(names)})\b", path.read_text(encoding="utf-8"), re.M):
+            found[name] = ".".join(path.relative_to(top).with_suffix("").parts), path, "class" if kind == "class" else "function"
+    return {name: found[name] for name in names if name in found}
+
+
 class Stage:
     "A source folder in the making: `pages` maps paths of the repository to those in the folder, `problems` are links that lead nowhere."
 
@@ -182,16 +191,10 @@ class Stage:
     def reference(self):
         "The page of the faces, each found where it is defined; returns its name, or nothing where there is no package."
         parts = []
-        for face in FACES:
-            for path in sorted((self.top/self.cfg["lib_path"]).rglob("*.py")):
-                text = path.read_text(encoding="utf-8")
-                if not (found := re.search(rf"^(class|def) {face}\b", text, re.M)): continue
-                module = ".".join(path.relative_to(self.top).with_suffix("").parts)
-                source = re.search(r"File to edit: (?:\.\./)*(\S+\.ipynb)", text)
-                door = f"\n\n`{module}`" + (f", from [{title_and_summary(self.top/source[1])[0]}]({source[1]})" if source else "")
-                kind = "class" if found[1] == "class" else "function"
-                parts.append(f"## {face}{door}\n\n```{{eval-rst}}\n.. auto{kind}:: {module}.{face}\n```\n")
-                break
+        for face, (module, path, kind) in faces(self.top).items():
+            source = re.search(r"File to edit: (?:\.\./)*(\S+\.ipynb)", path.read_text(encoding="utf-8"))
+            door = f", from [{title_and_summary(self.top/source[1])[0]}]({source[1]})" if source else ""
+            parts.append(f"## {face}\n\n`{module}`{door}\n\n```{{eval-rst}}\n.. auto{kind}:: {module}.{face}\n```\n")
         if parts: self.write("reference.md", "# Reference\n\nWhat most people need of the package.\n\n" + "\n".join(parts))
         return ["reference"] if parts else []
 
