@@ -22,9 +22,9 @@ STATE = """(() => {
   const waiting = !!(audio.some(a => !a.error && a.readyState < 1) || [...document.images].some(i => i.loading !== 'lazy' && !i.complete)
     || document.querySelector('.math') && !document.querySelector('mjx-container'));
   const scrolls = e => e && (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
-  const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e));
+  const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > root.clientWidth + 1 && !scrolls(e));
   return JSON.stringify({
-    waiting, inner: innerWidth, scroll: root.scrollWidth, durations: audio.map(a => a.error ? a.error.message : a.duration),
+    waiting, inner: root.clientWidth, scroll: root.scrollWidth, durations: audio.map(a => a.error ? a.error.message : a.duration),
     wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)), broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 100)),
   });
 })()"""

@@ -1,4 +1,5 @@
 """Build the site: `python .ci/site [OUT]`, into _docs/site. Notebooks are shown with their committed outputs, not run."""
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from check import check
 from sphinx.cmd.build import build_main
 from stage import stage
 
-top = Path(__file__).resolve().parent.parent.parent
+here = Path(__file__).resolve().parent
+top = Path(os.environ.get("SITE_OF", here.parent.parent))  # another repository of the same form
 
 
 def main(out):
@@ -16,12 +18,11 @@ def main(out):
     try: files = stage(top, source)
     except ValueError as error: return str(error)
     shutil.rmtree(out, ignore_errors=True)
-    if build_main(["-q", "-W", "--keep-going", "-E", "-c", str(Path(__file__).parent), "-d", str(out.with_name("doctrees")), str(source), str(out)]):
+    if build_main(["-q", "-W", "--keep-going", "-E", "-c", str(here), "-d", str(out.with_name("doctrees")), str(source), str(out)]):
         return "Sphinx warned: see above"
     for name in files:
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source/name, out/name)
-    (out/".nojekyll").touch()  # code hosts otherwise leave out folders that begin with _
     counted, problems = check(out)
     if problems: return "\n".join(problems)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -1,4 +1,5 @@
-"""Check a built site without a browser: every link and anchor resolves, every player has sound, nothing is loaded from elsewhere."""
+"""Check a built site without a browser: every link and anchor resolves, every player has sound, nothing is loaded from elsewhere,
+and what is wide scrolls where it stands."""
 import base64
 import io
 import re
@@ -11,21 +12,29 @@ import soundfile
 
 LOADED = {("script", "src"), ("img", "src"), ("audio", "src"), ("source", "src"), ("iframe", "src"), ("link", "href")}
 
+SCROLLS = {"pst-scrollable-table-container", "cell_output", "highlight"}  # classes that scroll by the style sheets
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+
 
 class Page(HTMLParser):
-    "What a page holds: `ids`, `links` as (tag, attribute, where to), `players` and whether each has a source."
+    "What a page holds: `ids`, `links` as (tag, attribute, where to), the `sources` of its players, and what is `wide` and scrolls nowhere."
 
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.sources = set(), [], []
+        self.ids, self.links, self.sources, self.wide, self.open = set(), [], [], [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
+        if tag not in VOID: self.open.append((tag, set((attrs.get("class") or "").split())))
+        if tag in ("table", "pre") and not any(classes & SCROLLS for _, classes in self.open): self.wide.append(tag)
         self.ids |= {attrs[name] for name in ("id", "name") if attrs.get(name)}
-        self.links += [(tag, name, attrs[name]) for name in ("href", "src") if attrs.get(name)]
+        self.links += [(tag, name, attrs[name]) for name in ("href", "src") if attrs.get(name) and not attrs[name].startswith("data:")]
         if tag == "audio": self.sources.append(attrs.get("src"))
         if tag == "source" and self.sources and self.sources[-1] is None: self.sources[-1] = attrs.get("src")
+
+    def handle_endtag(self, tag):
+        while self.open and tag in [name for name, _ in self.open] and self.open.pop()[0] != tag: pass
 
 
 @cache
@@ -42,7 +51,7 @@ def duration(source, folder):
 def link_problem(site, page, tag, name, link):
     "Why a link of a page leads nowhere, or None."
     parts = urlsplit(link)
-    if parts.scheme == "data" or link == "#": return None
+    if link == "#": return None
     if parts.scheme or parts.netloc: return "is loaded from elsewhere" if (tag, name) in LOADED else None
     target = page if not parts.path else (page.parent/unquote(parts.path)).resolve()
     target = target/"index.html" if target.is_dir() else target
@@ -61,6 +70,7 @@ def check(site):
         for link in page.links:
             counted["links"] += 1
             if problem := link_problem(site, path, *link): problems.append(f"{name}: {link[2][:100]} {problem}")
+        problems += [f"{name}: a {tag} does not scroll" for tag in page.wide]
         for number, source in enumerate(page.sources):
             counted["players"] += 1
             try: seconds = duration(source or "", path.parent)

@@ -19,8 +19,8 @@ nb_execution_mode, nb_merge_streams = "off", True
 myst_enable_extensions, myst_heading_anchors, myst_heading_slug_func = ["dollarmath", "amsmath"], 6, "stage.slug"
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "file-of-site": {"url": "{{path}}"}}
 autodoc_default_options = {"members": True, "inherited-members": "Module", "member-order": "bysource"}
-autodoc_typehints, autoclass_content, default_role = "none", "class", "literal"
-add_module_names = False
+autodoc_typehints, autoclass_content, default_role = "none", "both", "literal"
+add_module_names, toc_object_entries, napoleon_use_rtype = False, False, False
 
 # the page itself brings what draws formulas: one file, and nothing is asked of a network
 mathjax = str(next(file for file in files("sphinx-mathjax-offline") if file.name == "tex-svg.js").locate())
@@ -30,7 +30,7 @@ html_theme, html_title, html_static_path, html_css_files = "sphinx_book_theme", 
 html_theme_options = {"repository_url": cfg["git_url"], "use_repository_button": True, "show_toc_level": 2,
                       "use_download_button": False, "use_fullscreen_button": False,
                       "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": []}
-html_copy_source, html_show_sphinx = False, False
+html_copy_source, html_show_sphinx, html_use_index = False, False, False
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
 
 
