@@ -50,11 +50,9 @@ def write_notebook(path, prose, code=(), output=None):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
-@pytest.fixture
-def house(tmp_path):
+def make_house(top):
     "A repository of two chapters and one notebook to run."
-    top = tmp_path/"house"
-    write_notebook(top/"nbs/run.ipynb", "# To run\n\n> It runs.\n\nSee [the wave](1_one/10_wave.ipynb#what-it-is) and `[no](link.ipynb)`.")
+    write_notebook(top/"nbs/run.ipynb", "# To run\n\n> It runs.\n\n- skip_exec: true\n\nSee [the wave](1_one/10_wave.ipynb#what-it-is) and `[no](link.ipynb)`.")
     write_notebook(top/"nbs/index.ipynb", "# House")
     write_notebook(top/"nbs/1_one/10_wave.ipynb", "# Wave\n\n> Sound.\n\n## What it is\n\nA sum\n$$x = \\sum_k a_k$$\nof [sines](../2_two/10_sine.ipynb).",
                    ["#| hide\nsecret = 1", "#| export\ndef wave(): pass", "play()"], player(.5) + '<table><tr><td><a href="#gone">excerpt</a></td></tr></table>')
@@ -66,6 +64,21 @@ def house(tmp_path):
         (top/name).write_text(text)
     (top/"figures/p.png").write_bytes(base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="))
     return top
+
+
+@pytest.fixture
+def house(tmp_path):
+    return make_house(tmp_path/"house")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The site of such a repository."
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, TOP/".ci"/"site", folder/"site"], env=os.environ | {"SITE_OF": str(make_house(folder/"house"))},
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "1 players" in done.stdout, done.stdout + done.stderr
+    return folder/"site"
 
 
 def staged(folder, name):
@@ -81,7 +94,7 @@ def test_no_link_of_the_repository_is_dead(tmp_path):
 
 def test_chapters_are_found_in_order(house, tmp_path):
     assert chapters(house) == {"": ["nbs/run.ipynb"], "1_one": ["nbs/1_one/10_wave.ipynb"], "2_two": ["nbs/2_two/10_sine.ipynb"]}
-    (house/"nbs/00_flat.ipynb").write_text((house/"nbs/run.ipynb").read_text().replace("1_one/", "1_one/"))
+    write_notebook(house/"nbs/00_flat.ipynb", "# Flat")
     write_notebook(house/"nbs/.ipynb_checkpoints/run.ipynb", "# No")
     assert chapters(house)["library"] == ["nbs/00_flat.ipynb"] and len(chapters(house)) == 4
     stage(house, tmp_path/"source")
@@ -97,6 +110,7 @@ def test_links_lead_to_pages_files_and_the_repository(house, tmp_path):
                  "[front](../../index.md)", "[heard](file-of-site:../../figures/listening.html)", "<img src='../../figures/p.png'>", "[data](../../data/README.md)"):
         assert link in text
     run = staged(tmp_path/"source", "nbs/run.ipynb")
+    assert "skip_exec" not in run
     assert "(1_one/10_wave.ipynb#what-it-is)" in run and "`[no](link.ipynb)`" in run, "what stands in code is no link"
     assert "file-of-site:../listening.html" in staged(tmp_path/"source", "figures/results/results.md")
 
@@ -141,14 +155,6 @@ def test_help_shows_what_parameters_mean():
     from latentalign import Autoencoder
     assert "full scale ±1" in pydoc.render_doc(Autoencoder.encode)
     assert "Parameters" in pydoc.render_doc(Autoencoder.from_pretrained)
-
-
-@pytest.fixture
-def site(house, tmp_path):
-    done = subprocess.run([sys.executable, TOP/".ci"/"site", tmp_path/"site"], env=os.environ | {"SITE_OF": str(house)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 players" in done.stdout
-    return tmp_path/"site"
 
 
 @built

@@ -23,6 +23,7 @@ CODE = r"(?ms:^(?P<fence>```|~~~).*?^(?P=fence)|(?P<tick>`+)(?:(?!\n\s*\n).)+?(?
 LINK = re.compile(CODE + r"""|(?P<md>\]\(\s*)<?(?P<to>[^\s()<>]+)>?(?=[^()\n]*\))|(?P<html>\b(?:href|src)=)(?P<q>["'])(?P<at>.*?)(?P=q)""")
 FORMULA = re.compile(r"^(\$\$.+?\$\$)[ \t]*$", re.M | re.S)  # on lines of its own
 HEADING, ANCHOR = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.M), re.compile(r"""\b(?:id|name)=["']([^"']+)["']|^\(([\w:.-]+)\)=""", re.M)
+FRONTMATTER = re.compile(r"^- [a-z_]+: .*\n?", re.M)  # of nbdev, in the first cell
 MARK, HIDE = re.compile(r"^#\s*\|.*\n?", re.M), re.compile(r"^#\s*\|\s*(hide|default_exp)\b(?!_)", re.M)
 
 
@@ -149,6 +150,7 @@ class Stage:
         "A notebook without hidden cells, directives and widgets, which need a server."
         nb = json.loads((self.top/page).read_text(encoding="utf-8"))
         nb["metadata"] = {"kernelspec": nb["metadata"].get("kernelspec", {}), "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+        nb["cells"][0]["source"] = FRONTMATTER.sub("", "".join(nb["cells"][0]["source"]))
         nb["cells"] = [cell for cell in nb["cells"] if cell["cell_type"] != "code" or not HIDE.search("".join(cell["source"]))]
         for cell in nb["cells"]:
             source = "".join(cell["source"])
