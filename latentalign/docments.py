@@ -13,33 +13,38 @@ from dataclasses import is_dataclass
 from io import StringIO
 from tokenize import COMMENT, generate_tokens
 
-# %% ../nbs/41_docments.ipynb #41879b3b
+# %% ../nbs/41_docments.ipynb #54d19ace
 def _comments(source):
     "{line: its comment} of a source text."
-    return {word.start[0]: word.string.lstrip('# ') for word in generate_tokens(StringIO(source).readline) if word.type == COMMENT}
+    words = generate_tokens(StringIO(source).readline)
+    return {word.start[0]: word.string.lstrip('# ') for word in words if word.type == COMMENT}
 
 
 def _default(value):
     "The text of a default, and of what a dataclass's `field` makes."
-    if not (isinstance(value, ast.Call) and ast.unparse(value.func) == 'field'): return value and ast.unparse(value)
+    is_field = isinstance(value, ast.Call) and ast.unparse(value.func) == 'field'
+    if not is_field: return value and ast.unparse(value)
     made = {word.arg: ast.unparse(word.value) for word in value.keywords}
-    return made.get('default') or (f"{made['default_factory']}()" if 'default_factory' in made else None)
+    if 'default_factory' in made: return f"{made['default_factory']}()"
+    return made.get('default')
 
 
 def _parameters(node):
     "(name, annotation, default, last line) of each parameter of a function, or field of a class."
     if isinstance(node, ast.ClassDef):
-        return [(f.target.id, f.annotation, f.value, f.end_lineno) for f in node.body if isinstance(f, ast.AnnAssign)]
+        fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+        return [(field.target.id, field.annotation, field.value, field.end_lineno) for field in fields]
     named, given = node.args.posonlyargs + node.args.args, node.args.defaults
     defaults = [None] * (len(named) - len(given)) + given + node.args.kw_defaults
-    both = [(arg, default) for arg, default in zip(named + node.args.kwonlyargs, defaults) if arg.arg not in ('self', 'cls')]
-    return [(arg.arg, arg.annotation, default, (default or arg).end_lineno) for arg, default in both]
+    pairs = zip(named + node.args.kwonlyargs, defaults)
+    found = [(arg.arg, arg.annotation, default, (default or arg).end_lineno) for arg, default in pairs]
+    return [entry for entry in found if entry[0] not in ('self', 'cls')]
 
-# %% ../nbs/41_docments.ipynb #47691d33
+# %% ../nbs/41_docments.ipynb #f3972b2e
 def read_docments(
     source: str, # of a function, or of a class whose fields are its parameters
-)->tuple[dict, tuple]: # {parameter: (annotation, default, comment)}, and (annotation, comment) of the result: texts, or None
-    "What a source text says of parameters and result."
+)->tuple[dict, tuple]: # {parameter: (annotation, default, comment)}, and (annotation, comment) of the result
+    "What a source text says of parameters and result; None where it says nothing."
     source = textwrap.dedent(source)
     node, comments = ast.parse(source).body[0], _comments(source)
     found, returns = _parameters(node), getattr(node, 'returns', None)
@@ -48,10 +53,11 @@ def read_docments(
     result = next((comments.pop(line) for line in lines if line in comments), None)
     owners = {line: name for name, *_, line in found}
     said = {name: comments.get(line) for line, name in owners.items()}
-    return ({name: (kind and ast.unparse(kind), _default(default), said.get(name)) for name, kind, default, _ in found},
-            (returns and ast.unparse(returns), result))
+    parameters = {name: (kind and ast.unparse(kind), _default(default), said.get(name))
+                  for name, kind, default, _ in found}
+    return parameters, (returns and ast.unparse(returns), result)
 
-# %% ../nbs/41_docments.ipynb #9f31590b
+# %% ../nbs/41_docments.ipynb #6dce77eb
 def _entry(name, kind, default, said):
     "One parameter in NumPy's form."
     kinds = [text for text in (kind, default and f'default {default}') if text]
@@ -65,19 +71,26 @@ def _append(thing):
     try: parameters, (kind, said) = read_docments(inspect.getsource(thing))
     except OSError: return
     if any(comment for *_, comment in parameters.values()):
-        doc += '\n\nParameters\n----------\n' + '\n'.join(_entry(name, *rest) for name, rest in parameters.items())
+        entries = [_entry(name, *rest) for name, rest in parameters.items()]
+        doc += '\n'.join(['\n', 'Parameters', '----------', *entries])
     if said: doc += f"\n\nReturns\n-------\n{kind or 'result'}\n    {said}"
     thing.__doc__ = doc.strip() or None
+
+
+def _own_functions(kind):
+    "The functions of a class that its own package defines, public ones and those behind a call."
+    package = kind.__module__.partition('.')[0]
+    for name, member in inspect.getmembers(kind, inspect.isroutine):
+        function = getattr(member, '__func__', member)
+        shown = name[0] != '_' or name in ('__init__', '__call__') and not is_dataclass(kind)
+        ours = (getattr(function, '__module__', None) or '').partition('.')[0] == package
+        if shown and ours and inspect.isfunction(function): yield function
 
 
 def document(
     thing,  # function or class
 ): # the same
-    "Append to the docstring of a function, or of a class and its methods, what the comments beside parameters say; a base class of another package stays as it is."
-    if not inspect.isclass(thing): _append(thing); return thing
-    for name, member in inspect.getmembers(thing, inspect.isroutine):
-        function = getattr(member, '__func__', member)
-        ours = (getattr(function, '__module__', None) or '').partition('.')[0] == thing.__module__.partition('.')[0]
-        if ours and inspect.isfunction(function) and (name[0] != '_' or name in ('__init__', '__call__') and not is_dataclass(thing)): _append(function)
+    "Append what comments say to the docstring of a function, or of a class and its methods."
+    for function in _own_functions(thing) if inspect.isclass(thing) else [thing]: _append(function)
     if is_dataclass(thing): _append(thing)
     return thing

@@ -1,6 +1,7 @@
-"""Open every page of a site in a headless browser; one line of JSON a page: `python browser_site.py SITE WIDTH [PICTURES [PAGE ...]]`.
+"""Open every page of a site in a headless browser: `python browser_site.py SITE WIDTH [PICTURES [PAGE ...]]`.
 
-A program of its own, as `browser.py`, which opens one page and plays it. It needs the extra `browser` (Qt's Chromium).
+It prints one line of JSON a page. A program of its own, as `browser.py`, which opens one page and plays it.
+It needs the extra `browser` (Qt's Chromium).
 """
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
-os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--no-sandbox --disable-gpu --autoplay-policy=no-user-gesture-required"
+os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--no-sandbox --disable-gpu"
 
 from PySide6.QtCore import QTimer, QUrl
 from PySide6.QtWebEngineCore import QWebEnginePage, QWebEngineUrlRequestInterceptor
@@ -19,13 +20,18 @@ from PySide6.QtWidgets import QApplication
 STATE = """(() => {
   const audio = [...document.querySelectorAll('audio')], root = document.documentElement;
   audio.forEach(a => { a.preload = 'metadata'; });
-  const waiting = !!(audio.some(a => !a.error && a.readyState < 1) || [...document.images].some(i => i.loading !== 'lazy' && !i.complete)
-    || document.querySelector('.math') && !document.querySelector('mjx-container'));
+  const images = [...document.images], formulas = document.querySelector('.math');
+  const waiting = audio.some(a => !a.error && a.readyState < 1)
+    || images.some(i => i.loading !== 'lazy' && !i.complete)
+    || !!formulas && !document.querySelector('mjx-container');
   const scrolls = e => e && (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
-  const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > root.clientWidth + 1 && !scrolls(e));
+  const sticksOut = e => e.getBoundingClientRect().right > root.clientWidth + 1 && !scrolls(e);
+  const wide = [...document.querySelectorAll('main *')].filter(sticksOut);
   return JSON.stringify({
-    waiting, inner: root.clientWidth, scroll: root.scrollWidth, durations: audio.map(a => a.error ? a.error.message : a.duration),
-    wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)), broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 100)),
+    waiting, inner: root.clientWidth, scroll: root.scrollWidth,
+    durations: audio.map(a => a.error ? a.error.message : a.duration),
+    broken: images.filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 100)),
+    wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
   });
 })()"""
 PATIENCE = 200  # looks at a page, one every 100 ms
@@ -37,7 +43,8 @@ class Page(QWebEnginePage):
 
 class Requests(QWebEngineUrlRequestInterceptor):
     def interceptRequest(self, info):
-        if info.requestUrl().scheme() not in ("data", "file", "blob"): requests.append(info.requestUrl().toString())
+        url = info.requestUrl()
+        if url.scheme() not in ("data", "file", "blob"): requests.append(url.toString())
 
 
 def open_next():
@@ -58,14 +65,17 @@ def seen(answer):
 
 def tell(state):
     path = pages.pop(0).relative_to(site)
-    if pictures: view.grab().save(str(pictures/f"{path.with_suffix('').as_posix().replace('/', '-')}-{width}.png"))
+    name = path.with_suffix("").as_posix().replace("/", "-")
+    if pictures: view.grab().save(str(pictures/f"{name}-{width}.png"))
     print(json.dumps({"page": str(path)} | state | {"messages": messages, "requests": requests}), flush=True)
     open_next()
 
 
 messages, requests, looks = [], [], []
-site, width, pictures = Path(sys.argv[1]).resolve(), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
-pages = [site/name for name in sys.argv[4:]] or sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+site, width, pictures = Path(sys.argv[1]).resolve(), int(sys.argv[2]), None
+if len(sys.argv) > 3: pictures = Path(sys.argv[3])
+pages = [site/name for name in sys.argv[4:]]
+pages = pages or sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
 app = QApplication(sys.argv[:1])
 view = QWebEngineView()
 page, watch = Page(view), Requests()

@@ -1,8 +1,10 @@
-"""Check a built site without a browser: every link and anchor resolves, every player has sound, nothing is loaded from elsewhere,
-and what is wide scrolls where it stands."""
+"""Check a built site without a browser.
+
+Every link and anchor resolves, every player has sound, nothing is loaded from elsewhere, and what is wide
+scrolls where it stands.
+"""
 import base64
 import io
-import re
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,14 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 import soundfile
 
-LOADED = {("script", "src"), ("img", "src"), ("audio", "src"), ("source", "src"), ("iframe", "src"), ("link", "href")}
-
-SCROLLS = {"pst-scrollable-table-container", "cell_output", "highlight"}  # classes that scroll by the style sheets
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+LOADED = {"script", "img", "audio", "source", "iframe", "link"}  # elements that fetch what they name
+SCROLLS = {"pst-scrollable-table-container", "cell_output", "highlight"}  # classes that scroll
+VOID = set("area base br col embed hr img input link meta source track wbr".split())
 
 
 class Page(HTMLParser):
-    "What a page holds: `ids`, `links` as (tag, attribute, where to), the `sources` of its players, and what is `wide` and scrolls nowhere."
+    "The `ids` of a page, `links` as (element, where to), `sources` of players, `wide` that does not scroll."
 
     def __init__(self, path):
         super().__init__()
@@ -25,16 +26,19 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if tag not in VOID: self.open.append((tag, set((attrs.get("class") or "").split())))
-        if tag in ("table", "pre") and not any(classes & SCROLLS for _, classes in self.open): self.wide.append(tag)
-        self.ids |= {attrs[name] for name in ("id", "name") if attrs.get(name)}
-        self.links += [(tag, name, attrs[name]) for name in ("href", "src") if attrs.get(name) and not attrs[name].startswith("data:")]
+        attrs = {name: value for name, value in attrs if value}
+        if tag not in VOID: self.open.append((tag, set(attrs.get("class", "").split())))
+        scrolls = any(classes & SCROLLS for _, classes in self.open)
+        if tag in ("table", "pre") and not scrolls: self.wide.append(tag)
+        self.ids |= {attrs[name] for name in ("id", "name") if name in attrs}
+        links = [attrs[name] for name in ("href", "src") if name in attrs]
+        self.links += [(tag, link) for link in links if not link.startswith("data:")]
         if tag == "audio": self.sources.append(attrs.get("src"))
         if tag == "source" and self.sources and self.sources[-1] is None: self.sources[-1] = attrs.get("src")
 
     def handle_endtag(self, tag):
-        while self.open and tag in [name for name, _ in self.open] and self.open.pop()[0] != tag: pass
+        if tag in [name for name, _ in self.open]:
+            while self.open.pop()[0] != tag: pass
 
 
 @cache
@@ -43,38 +47,44 @@ def page_at(path): return Page(path)
 
 def duration(source, folder):
     "Seconds of a player's sound, from its data or its file."
-    if source.startswith("data:"): data = io.BytesIO(base64.b64decode(re.sub(r"\s", "", source.partition(",")[2])))
-    else: data = folder/unquote(urlsplit(source).path)
-    return soundfile.info(data).duration
+    if not source.startswith("data:"): return soundfile.info(folder/unquote(urlsplit(source).path)).duration
+    data = "".join(source.partition(",")[2].split())
+    return soundfile.info(io.BytesIO(base64.b64decode(data))).duration
 
 
-def link_problem(site, page, tag, name, link):
+def link_problem(site, page, tag, link):
     "Why a link of a page leads nowhere, or None."
     parts = urlsplit(link)
     if link == "#": return None
-    if parts.scheme or parts.netloc: return "is loaded from elsewhere" if (tag, name) in LOADED else None
-    target = page if not parts.path else (page.parent/unquote(parts.path)).resolve()
-    target = target/"index.html" if target.is_dir() else target
+    if parts.scheme or parts.netloc: return "is loaded from elsewhere" if tag in LOADED else None
+    target = (page.parent/unquote(parts.path)).resolve() if parts.path else page
+    if target.is_dir(): target /= "index.html"
     if not target.is_relative_to(site) or not target.is_file(): return "does not exist"
     known = target.suffix != ".html" or not parts.fragment or unquote(parts.fragment) in page_at(target).ids
     return None if known else "has no such anchor"
 
 
+def player_problem(source, folder, counted):
+    "Why a player is silent, or None; its seconds are counted."
+    try: seconds = duration(source or "", folder)
+    except Exception as error: return f"cannot be read: {error}"
+    counted["players"] += 1
+    counted["seconds"] += seconds
+    return None if seconds > 0 else "has no sound"
+
+
 def check(site):
-    "(what was counted, problems): pages, links and players of a folder of HTML; each problem names its page."
-    site, counted, problems = Path(site).resolve(), {"pages": 0, "links": 0, "players": 0, "seconds": 0.}, []
-    for path in sorted(site.rglob("*.html")):
-        if "_static" in path.parts: continue
-        page, name = page_at(path), path.relative_to(site)
+    "(pages, links, players and their seconds; problems, each with its page) of a folder of HTML."
+    site, problems = Path(site).resolve(), []
+    counted = {"pages": 0, "links": 0, "players": 0, "seconds": 0.}
+    for path in sorted(path for path in site.rglob("*.html") if "_static" not in path.parts):
+        page = page_at(path)
+        why = [(link, link_problem(site, path, tag, link)) for tag, link in page.links]
+        found = [f"{link[:100]} {problem}" for link, problem in why if problem]
+        told = [player_problem(source, path.parent, counted) for source in page.sources]
+        found += [f"player {number} {problem}" for number, problem in enumerate(told) if problem]
+        found += [f"a {tag} does not scroll" for tag in page.wide]
+        problems += [f"{path.relative_to(site)}: {problem}" for problem in found]
         counted["pages"] += 1
-        for link in page.links:
-            counted["links"] += 1
-            if problem := link_problem(site, path, *link): problems.append(f"{name}: {link[2][:100]} {problem}")
-        problems += [f"{name}: a {tag} does not scroll" for tag in page.wide]
-        for number, source in enumerate(page.sources):
-            counted["players"] += 1
-            try: seconds = duration(source or "", path.parent)
-            except Exception as error: problems.append(f"{name}: player {number} cannot be read: {error}"); continue
-            counted["seconds"] += seconds
-            if seconds <= 0: problems.append(f"{name}: player {number} has no sound")
+        counted["links"] += len(page.links)
     return counted, problems
