@@ -33,6 +33,7 @@ mathjax_path, mathjax3_config = "tex-svg.js", {"svg": {"fontCache": "global"}}
 html_theme, html_title = "sphinx_book_theme", cfg["title"]
 html_static_path, html_css_files = ["static", str(mathjax.locate())], ["site.css"]
 html_copy_source, html_show_sphinx, html_use_index = False, False, False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader has it
 html_theme_options = {
     "repository_url": cfg["git_url"], "use_repository_button": True, "use_download_button": False,
     "use_fullscreen_button": False, "show_toc_level": 2,
