@@ -18,7 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env train surprisal family test lab export readme clean
+.PHONY: help env train surprisal family test lab export readme site clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -74,6 +74,15 @@ export: $(READY)  ## write latentalign/*.py from the notebooks and clean the not
 
 readme: $(READY)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python .ci/readme
+
+# the tools that build the site are an extra of their own, which all else does without
+$(BIN)/sphinx-build: $(READY)
+	$(INSTALL) -e ".[site]"
+	@$(BIN)/pip check --disable-pip-version-check
+	@touch $@
+
+site: $(BIN)/sphinx-build  ## build the web site from notebooks and README into _docs/site, and check its links and players
+	$(BIN)/python .ci/site
 
 clean:  ## remove .venv and everything that can be made again; runs/ and data/ stay
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache

@@ -10,7 +10,7 @@ ini.read(here/"settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here/"README.md"
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("train", "data", "eval", "eeg", "bids", "browser", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("train", "data", "eval", "eeg", "bids", "browser", "site", "dev")}
 extras["all"] = sorted({req for name in ("train", "data", "eval", "eeg", "bids") for req in extras[name]})
 
 setup(

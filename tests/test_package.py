@@ -17,10 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).resolve().parent.parent
-EXTRAS = {"train", "data", "eval", "eeg", "bids", "browser", "all", "dev"}
+EXTRAS = {"train", "data", "eval", "eeg", "bids", "browser", "site", "all", "dev"}
 ONLY_IN_EXTRAS = {"torchaudio", "music21", "matplotlib", "accelerate", "papermill", "symusic", "pretty_midi", "nbdev",
                   "fastcore", "jupyterlab", "pytest", "torchcrepe", "visqol-python", "numba", "transformers", "librosa", "scipy",
-                  "mtrf", "h5py", "mne", "mne_bids", "PySide6"}
+                  "mtrf", "h5py", "mne", "mne_bids", "PySide6",
+                  "sphinx", "myst-nb"}
 
 
 def run(*args, cwd):

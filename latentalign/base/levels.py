@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['level']
 
-# %% ../../nbs/0_base/35_levels.ipynb #799427ea
+# %% ../../nbs/0_base/35_levels.ipynb #878499d0
 import torch
 
 # %% ../../nbs/0_base/35_levels.ipynb #17a6214b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'RANGES', 'REPORT_VERSION', 'unit_of', 'summarise', 'report_path', 'write_report', 'read_report']
 
-# %% ../../nbs/4_evaluation/65_quantities.ipynb #2302f8b2
+# %% ../../nbs/4_evaluation/65_quantities.ipynb #22935c17
 import json
 import math
 from pathlib import Path

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['select_viewpoints']
 
-# %% ../../nbs/6_perception/46_selection.ipynb #d1d866c5
+# %% ../../nbs/6_perception/46_selection.ipynb #4d5a9bea
 import math
 
 import numpy as np

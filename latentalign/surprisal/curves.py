@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../../nbs/5_surprisal/60_curves.ipynb #69c51ca1
+# %% ../../nbs/5_surprisal/60_curves.ipynb #6b5d2cfe
 import csv
 import io
 

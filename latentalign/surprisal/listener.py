@@ -6,7 +6,7 @@
 __all__ = ['SEQUENCE_PRESETS', 'LEAST_VARIANCE', 'SequenceConfig', 'rotation', 'rotate', 'Attention', 'FeedForward',
            'GaussianPart', 'Listener', 'FlowLayer', 'VelocityNetwork']
 
-# %% ../../nbs/5_surprisal/10_listener.ipynb #deee55b4
+# %% ../../nbs/5_surprisal/10_listener.ipynb #ce50b2fd
 import math
 from dataclasses import dataclass
 

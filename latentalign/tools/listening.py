@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SECONDS', 'check_listening', 'hear', 'write_listening']
 
-# %% ../../nbs/7_tools/70_listening.ipynb #bba3a945
+# %% ../../nbs/7_tools/70_listening.ipynb #2c9b060a
 from pathlib import Path
 
 from tqdm import tqdm

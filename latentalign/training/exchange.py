@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['swap_latents']
 
-# %% ../../nbs/3_training/75_exchange.ipynb #733007f4
+# %% ../../nbs/3_training/75_exchange.ipynb #0f7e194c
 import torch
 
 from ..base.mel import mss_error

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'ConsistencyObjective', 'StagedObjective', 'objective_of']
 
-# %% ../../nbs/3_training/50_objective.ipynb #c2ef3b09
+# %% ../../nbs/3_training/50_objective.ipynb #15fbaeb5
 from dataclasses import dataclass, field
 
 import torch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator']
 
-# %% ../../nbs/3_training/20_settings.ipynb #e1b26d37
+# %% ../../nbs/3_training/20_settings.ipynb #8aa04deb
 import math
 from dataclasses import dataclass
 
