@@ -151,7 +151,7 @@ def test_links_lead_somewhere(path):
     assert not lost, f"{place(path)} names {lost}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "LOG.md", "data/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md", "data/README.md"])
 def test_links_of_the_pages_lead_somewhere(name):
     page = TOP/name
     assert not dead_links(page.parent, page.read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'config_from_dict', 'config_to_dict', 'flat', 'change_config']
 
-# %% ../../nbs/0_base/20_config.ipynb #29ffd172
+# %% ../../nbs/0_base/20_config.ipynb #0d335e36
 import dataclasses
 import reprlib
 import typing

@@ -177,7 +177,7 @@ def visible(
     hidden = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\n\t\u200c\u200d'
     return ''.join(c.encode('unicode_escape').decode() if hidden(c) else c for c in text)
 
-# %% ../../nbs/0_base/10_files.ipynb #2aa2ff88
+# %% ../../nbs/0_base/10_files.ipynb #8280d728
 def plain_name(
     name: str, # as a user names a model: owner/name, magnitude:64@44100
 )->str: # letters, digits, _ . and -

@@ -47,7 +47,7 @@ def check_known(
     "Raise `ValueError` for a name that is not known."
     if unknown := [name for name in given if name not in known]: raise ValueError(f"{of} has no parameter {unknown[0]!r}; known: {', '.join(known)}")
 
-# %% ../../nbs/0_base/05_kinds.ipynb #d6707b02
+# %% ../../nbs/0_base/05_kinds.ipynb #952d0474
 def warn_caller(
     message: str, # what is to be known
 )->None:

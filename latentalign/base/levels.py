@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['level']
 
-# %% ../../nbs/0_base/35_levels.ipynb #878499d0
+# %% ../../nbs/0_base/35_levels.ipynb #e34b584c
 import torch
 
 # %% ../../nbs/0_base/35_levels.ipynb #17a6214b

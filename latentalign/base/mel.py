@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'check_pair', 'hz_to_mel', 'mel_to_hz', 'mel_filters', 'log_mel', 'mss_error']
 
-# %% ../../nbs/0_base/40_mel.ipynb #6ff98fed
+# %% ../../nbs/0_base/40_mel.ipynb #403f35c2
 import math
 from functools import lru_cache
 

@@ -7,7 +7,7 @@ __all__ = ['SCALE', 'BUNDLED', 'MODEL_FILES', 'digest', 'save_weights', 'pack', 
            'checked_zip', 'load_pickled_weights', 'check_fit', 'load_strictly', 'seeded', 'bundled_models', 'locate',
            'SavedModel']
 
-# %% ../../nbs/0_base/25_models.ipynb #9489d7d3
+# %% ../../nbs/0_base/25_models.ipynb #5d83a436
 import hashlib
 import io
 import json

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COLOURS', 'OTHERS', 'STYLE', 'BOXES', 'PARTS', 'colour_of', 'style', 'draw_machine']
 
-# %% ../../nbs/0_base/60_style.ipynb #c690e355
+# %% ../../nbs/0_base/60_style.ipynb #5c67fef0
 from contextlib import contextmanager
 
-# %% ../../nbs/0_base/60_style.ipynb #0e4e104a
+# %% ../../nbs/0_base/60_style.ipynb #eddbff0b
 COLOURS = {  # the name of a model begins with → its colour
     'magnitude': '#777777', 'compressed': '#999999', 'linear': '#bbbbbb', 'm2l-texture': '#cc79a7', 'm2l': '#000000',
     'lin-exact': '#009e73', 'lin-align': '#e69f00', 'lin': '#0072b2', 'align': '#d55e00',
@@ -25,7 +25,7 @@ def colour_of(
     unknown = [n for n in others if not any(n.split('/')[-1].startswith(start) for start in COLOURS)]
     return found or OTHERS[unknown.index(name) % len(OTHERS) if name in unknown else 0]
 
-# %% ../../nbs/0_base/60_style.ipynb #4a1a871a
+# %% ../../nbs/0_base/60_style.ipynb #50ae64c4
 STYLE = {
     'figure.dpi': 144, 'savefig.dpi': 144, 'figure.figsize': (7, 2.4), 'figure.constrained_layout.use': True, 'font.size': 9,
     'legend.fontsize': 8, 'axes.grid': True, 'grid.alpha': .3, 'axes.spines.top': False, 'axes.spines.right': False,
@@ -38,7 +38,7 @@ def style(**more): # other settings of matplotlib
     from matplotlib import rc_context
     with rc_context(STYLE | more): yield
 
-# %% ../../nbs/0_base/60_style.ipynb #ee41becc
+# %% ../../nbs/0_base/60_style.ipynb #a19bda87
 BOXES = (  # (text, left, width, row), in tenths of the drawing's width; row 0 is the machine, 1 what training adds
     ('wave', 0., 6., 0), ('T\nSTFT, $|X|^\\alpha$', 9., 10., 0), ('encoder\nprojection\n+ branch', 22., 12., 0), ('latent\n64×', 37., 9., 0),
     ('magnitude\n$\\hat M(z)$', 50., 11., 0), ('texture\nU-Net, 1 or 2 steps', 64., 14., 0), ('phases, T$^{-1}$', 81., 10., 0), ('wave', 94., 6., 0),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES_VERSION', 'SPLITS', 'ATTEMPTS', 'part_notes', 'parse_piece', 'corpus_sources', 'load_scores', 'split_pieces']
 
-# %% ../../nbs/2_data/20_scores.ipynb #ca003a38
+# %% ../../nbs/2_data/20_scores.ipynb #ac69548e
 import gzip
 import json
 import re

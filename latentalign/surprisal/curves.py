@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../../nbs/5_surprisal/60_curves.ipynb #6b5d2cfe
+# %% ../../nbs/5_surprisal/60_curves.ipynb #ac740f99
 import csv
 import io
 

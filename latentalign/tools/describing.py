@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe_code', 'describe_model', 'describe_latents', 'add_info']
 
-# %% ../../nbs/7_tools/40_describing.ipynb #5f6fcf7b
+# %% ../../nbs/7_tools/40_describing.ipynb #73a67d9c
 import os
 from pathlib import Path
 

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'SHARES', 'LEAST_STEPS', 'PIECE', 'pack_path', 'sound_for', 
            'step_bytes', 'probe', 'try_compiled', 'closed_records', 'share_out', 'make_schedule', 'in_time', 'table',
            'pack_model', 'finish', 'parse_words', 'main', 'run_family']
 
-# %% ../../nbs/7_tools/87_family.ipynb #40cda014
+# %% ../../nbs/7_tools/87_family.ipynb #7b645701
 import argparse
 import json
 import math
@@ -232,10 +232,8 @@ def table(
     def row(r, figures):
         closer = sum(a < b for a, b in zip(figures['mss'], figures['other_mss']))
         return [r['name'], f"{r['steps']}", *(f'{mean(figures[k]):.3f}' if k in figures else '–' for k in heads), f"{closer} of {len(figures['mss'])}"]
-    parts = []
-    for name in records[0]['figures']:
-        parts.append(markdown_table([name, 'steps', *heads.values(), 'own latent closer'], [row(r, r['figures'][name]) for r in records]))
-    return '\n\n'.join(parts)
+    titles = ['steps', *heads.values(), 'own latent closer']
+    return '\n\n'.join(markdown_table([name, *titles], [row(r, r['figures'][name]) for r in records]) for name in records[0]['figures'])
 
 
 def pack_model(

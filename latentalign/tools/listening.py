@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SECONDS', 'check_listening', 'hear', 'write_listening']
 
-# %% ../../nbs/7_tools/70_listening.ipynb #2c9b060a
+# %% ../../nbs/7_tools/70_listening.ipynb #4d57af94
 from pathlib import Path
 
 from tqdm import tqdm

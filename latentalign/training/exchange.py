@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['swap_latents']
 
-# %% ../../nbs/3_training/75_exchange.ipynb #0f7e194c
+# %% ../../nbs/3_training/75_exchange.ipynb #45ed4ea9
 import torch
 
 from ..base.mel import mss_error

@@ -6,7 +6,7 @@
 __all__ = ['MIXTURES', 'LinearityConfig', 'gain_bounds', 'draw_gains', 'draw_mixture', 'mix', 'linear_paths',
            'additivity_penalty']
 
-# %% ../../nbs/3_training/00_linearity.ipynb #3c5eea26
+# %% ../../nbs/3_training/00_linearity.ipynb #24ec012d
 import math
 from dataclasses import dataclass
 

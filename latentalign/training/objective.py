@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'ConsistencyObjective', 'StagedObjective', 'objective_of']
 
-# %% ../../nbs/3_training/50_objective.ipynb #15fbaeb5
+# %% ../../nbs/3_training/50_objective.ipynb #6f44ad40
 from dataclasses import dataclass, field
 
 import torch

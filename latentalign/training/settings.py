@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator']
 
-# %% ../../nbs/3_training/20_settings.ipynb #8aa04deb
+# %% ../../nbs/3_training/20_settings.ipynb #d2529caf
 import math
 from dataclasses import dataclass
 
