@@ -6,7 +6,7 @@
 __all__ = ['FITTED_BY', 'CLOSED_FORMS', 'TRAINING_ONLY', 'rate_or_own', 'check_axes', 'check_precision', 'check_result', 'Codec',
            'code_config', 'fit_code', 'Autoencoder', 'fingerprint', 'goes_by']
 
-# %% ../../nbs/1_codec/90_autoencoder.ipynb #3525d3f7
+# %% ../../nbs/1_codec/90_autoencoder.ipynb #3f6310c2
 import copy
 import hashlib
 from dataclasses import asdict, replace

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode_windows', 'decode_windows', 'check_latents', 'check_whole', 'fit_length']
 
-# %% ../../nbs/1_codec/80_coding.ipynb #dd660796
+# %% ../../nbs/1_codec/80_coding.ipynb #65df8c19
 import numbers
 import warnings
 from itertools import islice

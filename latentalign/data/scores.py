@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES_VERSION', 'SPLITS', 'ATTEMPTS', 'part_notes', 'parse_piece', 'corpus_sources', 'load_scores', 'split_pieces']
 
-# %% ../../nbs/2_data/20_scores.ipynb #ac69548e
+# %% ../../nbs/2_data/20_scores.ipynb #2a71a6b3
 import gzip
 import json
 import re

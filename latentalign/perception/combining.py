@@ -6,7 +6,7 @@
 __all__ = ['COMBINATIONS', 'entropy_bits', 'shares', 'rank_symbols', 'combine', 'target_chances', 'view_predictions',
            'stack_notes']
 
-# %% ../../nbs/6_perception/40_combining.ipynb #d5d81e6d
+# %% ../../nbs/6_perception/40_combining.ipynb #c7d949bc
 import numpy as np
 from numpy import ndarray
 

@@ -6,7 +6,7 @@
 __all__ = ['NULLS', 'shifted', 'shuffled', 'notes_rng', 'NoteFeature', 'FrameFeature', 'Gain', 'feature_gain', 'read_notes',
            'GroupGain', 'group_gain', 'corrected_p']
 
-# %% ../../nbs/6_perception/70_gains.ipynb #9cc4cf3e
+# %% ../../nbs/6_perception/70_gains.ipynb #705eb2de
 import warnings
 from dataclasses import dataclass, replace
 from zlib import crc32

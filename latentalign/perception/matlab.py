@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'is_hdf5', 'parse_mat', 'answer_paths', 'OtherProcess', 'other_process', 'read_mat', 'from_mat5',
            'from_hdf5', 'write_mat', 'to_mat5', 'to_hdf5']
 
-# %% ../../nbs/6_perception/82_matlab.ipynb #d958b8dc
+# %% ../../nbs/6_perception/82_matlab.ipynb #0de54f62
 import atexit
 import os
 import pickle

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESPONSES', 'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions', 'detection_power']
 
-# %% ../../nbs/6_perception/90_simulation.ipynb #47847165
+# %% ../../nbs/6_perception/90_simulation.ipynb #fed25c10
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../../nbs/5_surprisal/60_curves.ipynb #ac740f99
+# %% ../../nbs/5_surprisal/60_curves.ipynb #72340129
 import csv
 import io
 

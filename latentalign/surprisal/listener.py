@@ -6,7 +6,7 @@
 __all__ = ['SEQUENCE_PRESETS', 'LEAST_VARIANCE', 'SequenceConfig', 'rotation', 'rotate', 'Attention', 'FeedForward',
            'GaussianPart', 'Listener', 'FlowLayer', 'VelocityNetwork']
 
-# %% ../../nbs/5_surprisal/10_listener.ipynb #afd6d8e3
+# %% ../../nbs/5_surprisal/10_listener.ipynb #678aa39e
 import math
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SURPRISAL', 'add_evaluate', 'add_listen', 'noise_levels', 'load_surprisal', 'run_surprisal', 'add_surprisal']
 
-# %% ../../nbs/7_tools/72_measuring.ipynb #2c372aed
+# %% ../../nbs/7_tools/72_measuring.ipynb #ca883ae2
 import argparse
 from pathlib import Path
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['swap_latents']
 
-# %% ../../nbs/3_training/75_exchange.ipynb #45ed4ea9
+# %% ../../nbs/3_training/75_exchange.ipynb #677896bd
 import torch
 
 from ..base.mel import mss_error

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator']
 
-# %% ../../nbs/3_training/20_settings.ipynb #d2529caf
+# %% ../../nbs/3_training/20_settings.ipynb #fb5b9e7b
 import math
 from dataclasses import dataclass
 
