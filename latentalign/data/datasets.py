@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'RENDERED_ONLY', 'RENDERERS', 'Turns', 'data_folder', 'renderer_lacks', 'warn_once', 'auto_data', 'parse_data',
            'open_part', 'open_source']
 
-# %% ../../nbs/2_data/50_datasets.ipynb #66b81dc9
+# %% ../../nbs/2_data/50_datasets.ipynb #28d11ece
 import os
 import re
 import warnings

@@ -6,7 +6,7 @@
 __all__ = ['INSTRUMENTS', 'STEMS', 'harmonise', 'accompany', 'drum_part', 'arrange', 'Rendering', 'perform', 'balance',
            'RenderedScores', 'render_excerpt', 'render_melody']
 
-# %% ../../nbs/2_data/25_rendering.ipynb #62518dfa
+# %% ../../nbs/2_data/25_rendering.ipynb #8896d420
 import warnings
 from dataclasses import dataclass
 from pathlib import Path

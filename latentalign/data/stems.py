@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'PAPERS_WEIGHTS', 'Layout', 'matching_files', 'StemTrack', 'sum_waves', 'stem_tracks', 'layout_items',
            'papers_mixture', 'seconds', 'is_silent', 'check_song', 'find_songs', 'song_split', 'stem_items']
 
-# %% ../../nbs/2_data/40_stems.ipynb #21ffea2a
+# %% ../../nbs/2_data/40_stems.ipynb #a9d99acd
 import re
 import warnings
 from dataclasses import dataclass

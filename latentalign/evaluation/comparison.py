@@ -6,7 +6,7 @@
 __all__ = ['PAPER_LINEARITY', 'PAPER_NOISE', 'RATIOS', 'open_runs', 'training_start', 'open_methods', 'differences', 'against',
            'same_clips', 'is_certain', 'seeds_title', 'shown']
 
-# %% ../../nbs/4_evaluation/80_comparison.ipynb #918a46cd
+# %% ../../nbs/4_evaluation/80_comparison.ipynb #4601bade
 import json
 from pathlib import Path
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'snr_score', 'si_sdr_score', 'spectral_envelope', 'envelope_error']
 
-# %% ../../nbs/4_evaluation/00_metrics.ipynb #9cc313e0
+# %% ../../nbs/4_evaluation/00_metrics.ipynb #68e592b1
 import math
 
 import torch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARS', 'run_colour', 'draw_bars', 'draw_linearity', 'draw_noise', 'draw_separation', 'kept', 'half_kept', 'draw_kept']
 
-# %% ../../nbs/4_evaluation/90_pictures.ipynb #cec1a401
+# %% ../../nbs/4_evaluation/90_pictures.ipynb #f491b6a6
 from ..training.alignment import snr_to_time
 from .quantities import unit_of
 from .comparison import _STEMS, is_certain

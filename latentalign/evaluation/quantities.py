@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'RANGES', 'REPORT_VERSION', 'unit_of', 'summarise', 'report_path', 'write_report', 'read_report']
 
-# %% ../../nbs/4_evaluation/65_quantities.ipynb #90a82943
+# %% ../../nbs/4_evaluation/65_quantities.ipynb #124d726d
 import json
 import math
 from pathlib import Path

@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'FIGURE_SETS', 'batches', 'pitch_retention', 'audible_visqo
            'set_distances', 'usable_clips', 'Findings', 'picture', 'separation_example', 'measure_set',
            'report_settings', 'evaluate', 'report_differences']
 
-# %% ../../nbs/4_evaluation/70_reports.ipynb #e0fa649c
+# %% ../../nbs/4_evaluation/70_reports.ipynb #4b9bc7d9
 import json
 import math
 import time
@@ -270,7 +270,7 @@ def evaluate(
               'seconds': time.perf_counter() - start, 'sources': marks, 'sets': sets}
     return json.loads(json.dumps(report, allow_nan=False))
 
-# %% ../../nbs/4_evaluation/70_reports.ipynb #809656bb
+# %% ../../nbs/4_evaluation/70_reports.ipynb #ad853dfb
 def report_differences(
     report: dict,       # that is there
     mark: str,          # fingerprint of the model that would be measured

@@ -6,7 +6,7 @@
 __all__ = ['TITLES', 'SCORE_TITLES', 'markdown_table', 'ratio_title', 'figure_title', 'table_figures', 'linearity_table',
            'method_table', 'noise_table', 'gain_title', 'homogeneity_table']
 
-# %% ../../nbs/4_evaluation/85_tables.ipynb #a1a12516
+# %% ../../nbs/4_evaluation/85_tables.ipynb #ca07c728
 import numpy as np
 
 from ..base.intervals import CERTAIN, MIN_UNITS, holm, mean_interval, starts_p

@@ -7,7 +7,7 @@ __all__ = ['REDUCTIONS', 'CORRELATIONS', 'onset_frames', 'notes_to_frames', 'fra
            'correlation', 'Agreement', 'interval', 'agreement', 'onset_loudness', 'read_ic_table', 'play_melody',
            'recorded_pairs', 'HeardMelody', 'agreement_by_level']
 
-# %% ../../nbs/6_perception/50_agreement.ipynb #ca315b02
+# %% ../../nbs/6_perception/50_agreement.ipynb #6f3bb9d5
 import csv
 from dataclasses import dataclass, replace
 

@@ -6,7 +6,7 @@
 __all__ = ['COMBINATIONS', 'entropy_bits', 'shares', 'rank_symbols', 'combine', 'target_chances', 'view_predictions',
            'stack_notes']
 
-# %% ../../nbs/6_perception/40_combining.ipynb #c7d949bc
+# %% ../../nbs/6_perception/40_combining.ipynb #f05aac13
 import numpy as np
 from numpy import ndarray
 

@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'read_idyom', 'idyom_number', 'idyom_piece', 'read_melody', 'read_melodies', 'find_melodies',
            'piece_melody', 'essen_pieces', 'corpus_melodies']
 
-# %% ../../nbs/6_perception/15_corpora.ipynb #90b61448
+# %% ../../nbs/6_perception/15_corpora.ipynb #03a051f2
 import csv
 import gzip
 import json

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['expectation_rows', 'write_expectation', 'add_expect', 'run_expect', 'read_all', 'heard_model']
 
-# %% ../../nbs/6_perception/48_expect.ipynb #9e840c53
+# %% ../../nbs/6_perception/48_expect.ipynb #ce9e8761
 import csv
 import io
 import sys

@@ -7,7 +7,7 @@ __all__ = ['MODES', 'NOTE_ARRAYS', 'Expectation', 'ExpectationModel', 'check_nam
            'tell_silence', 'hear', 'weigh_up', 'measure', 'all_alphabets', 'listen', 'hear_folds', 'save_model',
            'load_model']
 
-# %% ../../nbs/6_perception/45_expectation.ipynb #8cfc4b39
+# %% ../../nbs/6_perception/45_expectation.ipynb #41dfef55
 import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -7,7 +7,7 @@ __all__ = ['SIDECARS', 'cnd_files', 'read_cnd', 'cnd_field', 'cnd_stimulus', 'cn
            'keep_channels', 'write_cnd', 'cells', 'write_npz', 'read_npz', 'check_sidecar', 'read_events',
            'check_rates', 'read_bids']
 
-# %% ../../nbs/6_perception/85_formats.ipynb #6afc3974
+# %% ../../nbs/6_perception/85_formats.ipynb #9bad9707
 import csv
 import json
 import re

@@ -6,7 +6,7 @@
 __all__ = ['NULLS', 'shifted', 'shuffled', 'notes_rng', 'NoteFeature', 'FrameFeature', 'Gain', 'feature_gain', 'read_notes',
            'GroupGain', 'group_gain', 'corrected_p']
 
-# %% ../../nbs/6_perception/70_gains.ipynb #705eb2de
+# %% ../../nbs/6_perception/70_gains.ipynb #be231d12
 import warnings
 from dataclasses import dataclass, replace
 from zlib import crc32

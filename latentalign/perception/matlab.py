@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'is_hdf5', 'parse_mat', 'answer_paths', 'OtherProcess', 'other_process', 'read_mat', 'from_mat5',
            'from_hdf5', 'write_mat', 'to_mat5', 'to_hdf5']
 
-# %% ../../nbs/6_perception/82_matlab.ipynb #0de54f62
+# %% ../../nbs/6_perception/82_matlab.ipynb #99d715f6
 import atexit
 import os
 import pickle
@@ -78,7 +78,7 @@ class OtherProcess:
     def __call__(self, path):
         "(whether it worked, the variables or what went wrong) of a file."
         with self.lock:
-            if self.process is None: self.process = subprocess.Popen([sys.executable, "-c", "from latentalign.perception.formats import answer_paths; answer_paths()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            if self.process is None: self.process = subprocess.Popen([sys.executable, "-c", "from latentalign.perception.matlab import answer_paths; answer_paths()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             late = threading.Timer(self.seconds, self.process.kill)
             late.start()
             try:

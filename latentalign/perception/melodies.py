@@ -6,7 +6,7 @@
 __all__ = ['TICKS', 'FINE', 'LONGEST', 'MODE_NUMBERS', 'LEGATO', 'KEY_PROFILES', 'to_ticks', 'Melody', 'place', 'check_melody',
            'single_line', 'estimate_key', 'estimate_tonic', 'with_key']
 
-# %% ../../nbs/6_perception/00_melodies.ipynb #00e4c74e
+# %% ../../nbs/6_perception/00_melodies.ipynb #56e9dcc8
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['midi_chunks', 'midi_events', 'midi_notes', 'tick_seconds', 'midi_key', 'file_name', 'read_midi']
 
-# %% ../../nbs/6_perception/05_midi.ipynb #a95b5d9f
+# %% ../../nbs/6_perception/05_midi.ipynb #fd1b7395
 import struct
 import unicodedata
 import warnings

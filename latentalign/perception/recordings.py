@@ -6,7 +6,7 @@
 __all__ = ['REFERENCES', 'Recording', 'check_recording', 'bad_channels', 'Stimulus', 'align', 'resample_trials',
            'resample_stimulus', 'prepare']
 
-# %% ../../nbs/6_perception/80_recordings.ipynb #947b7924
+# %% ../../nbs/6_perception/80_recordings.ipynb #987b5330
 from dataclasses import dataclass, replace
 from fractions import Fraction
 

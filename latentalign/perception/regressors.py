@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['impulses', 'envelope', 'spectral_flux', 'held_frames']
 
-# %% ../../nbs/6_perception/60_regressors.ipynb #7b798d79
+# %% ../../nbs/6_perception/60_regressors.ipynb #8de0d76c
 import numpy as np
 from numpy import ndarray
 

@@ -7,7 +7,7 @@ __all__ = ['LAMBDAS', 'PENALTIES', 'TRFOptions', 'band_widths', 'candidates', 'p
            'check_trials', 'trained_weights', 'prediction_correlation', 'Response', 'nested_response',
            'validation_scores', 'warn_of_edges']
 
-# %% ../../nbs/6_perception/65_responses.ipynb #175ea2ef
+# %% ../../nbs/6_perception/65_responses.ipynb #62af3f11
 import warnings
 from dataclasses import dataclass
 from itertools import product

@@ -8,7 +8,7 @@ __all__ = ['XML_BOUNDS', 'MOST_BYTES', 'KERN_LENGTH', 'KERN_PITCH', 'KERN_BAR', 
            'check_kern_note', 'check_kern', 'next_spines', 'kern_key', 'without_repeats', 'check_abc', 'choose_tune',
            'plain_abc', 'parse_score', 'sounding_notes', 'read_score', 'voice_metre', 'voice_key']
 
-# %% ../../nbs/6_perception/10_score_files.ipynb #753c8881
+# %% ../../nbs/6_perception/10_score_files.ipynb #2c376746
 import math
 import re
 import warnings

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['select_viewpoints']
 
-# %% ../../nbs/6_perception/46_selection.ipynb #d6ad57ea
+# %% ../../nbs/6_perception/46_selection.ipynb #b03bb67e
 import math
 
 import numpy as np

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESPONSES', 'BrainResponse', 'head_positions', 'pink_noise', 'simulate_eeg', 'flat_positions', 'detection_power']
 
-# %% ../../nbs/6_perception/90_simulation.ipynb #fed25c10
+# %% ../../nbs/6_perception/90_simulation.ipynb #ce0e13d2
 from dataclasses import dataclass
 
 import numpy as np

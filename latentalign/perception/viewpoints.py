@@ -6,7 +6,7 @@
 __all__ = ['BASICS', 'SCALE', 'PITCH', 'TIME', 'LENGTH', 'VIEWPOINTS', 'Event', 'melody_events', 'Viewpoint', 'degree',
            'viewpoint', 'view_melody', 'independent_parts', 'Choices', 'note_choices', 'part_choices']
 
-# %% ../../nbs/6_perception/20_viewpoints.ipynb #053d5a45
+# %% ../../nbs/6_perception/20_viewpoints.ipynb #80960779
 import math
 from dataclasses import dataclass
 from itertools import product

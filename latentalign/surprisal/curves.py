@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_curves', 'draw_curves', 'plot_curves']
 
-# %% ../../nbs/5_surprisal/60_curves.ipynb #72340129
+# %% ../../nbs/5_surprisal/60_curves.ipynb #e657d35e
 import csv
 import io
 

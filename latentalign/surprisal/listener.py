@@ -6,7 +6,7 @@
 __all__ = ['SEQUENCE_PRESETS', 'LEAST_VARIANCE', 'SequenceConfig', 'rotation', 'rotate', 'Attention', 'FeedForward',
            'GaussianPart', 'Listener', 'FlowLayer', 'VelocityNetwork']
 
-# %% ../../nbs/5_surprisal/10_listener.ipynb #678aa39e
+# %% ../../nbs/5_surprisal/10_listener.ipynb #393e2688
 import math
 from dataclasses import dataclass
 

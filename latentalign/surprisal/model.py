@@ -7,7 +7,7 @@ __all__ = ['NOISINGS', 'FAR', 'SurprisalConfig', 'by_expectation', 'by_flow', 'M
            'open_autoencoder', 'SurprisalModel', 'check_scale', 'to_level', 'LatentSurprisal', 'Surprisal',
            'public_surprisal']
 
-# %% ../../nbs/5_surprisal/50_model.ipynb #3afa1887
+# %% ../../nbs/5_surprisal/50_model.ipynb #a8ab3613
 import json
 import math
 import numbers

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLIC_SURPRISAL', 'read_published']
 
-# %% ../../nbs/5_surprisal/45_published.ipynb #8787ff7d
+# %% ../../nbs/5_surprisal/45_published.ipynb #3fe29ab7
 import torch
 
 from ..base.config import change_config

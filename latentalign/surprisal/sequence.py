@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED_NAMES', 'PUBLISHED_LAYERS', 'SequenceModel', 'rename_published', 'convert_sequence']
 
-# %% ../../nbs/5_surprisal/20_sequence.ipynb #3f24bcb7
+# %% ../../nbs/5_surprisal/20_sequence.ipynb #8f40e796
 import re
 
 import torch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['centred', 'normalise', 'push_layer', 'LevelWeights', 'level_weights', 'FrameVelocity']
 
-# %% ../../nbs/5_surprisal/15_slopes.ipynb #4d483cb9
+# %% ../../nbs/5_surprisal/15_slopes.ipynb #fa7f3da4
 from typing import NamedTuple
 
 import torch

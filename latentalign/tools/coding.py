@@ -7,7 +7,7 @@ __all__ = ['Opened', 'open_model', 'encode_file', 'encode_waves', 'decode_latent
            'add_decoding', 'add_sound', 'decoding_settings', 'write_decoded', 'run_sound', 'add_decode',
            'add_reconstruct']
 
-# %% ../../nbs/7_tools/20_coding.ipynb #21e0ef32
+# %% ../../nbs/7_tools/20_coding.ipynb #9c44eac3
 import argparse
 import math
 from dataclasses import dataclass

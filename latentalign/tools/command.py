@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'COMMAND_NEEDS', 'COMMAND_EXTRAS', 'told_missing', 'fill_in', 'main']
 
-# %% ../../nbs/7_tools/90_command.ipynb #ac17167b
+# %% ../../nbs/7_tools/90_command.ipynb #8ed5ac63
 import argparse
 import sys
 from importlib import import_module

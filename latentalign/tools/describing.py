@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe_code', 'describe_model', 'describe_latents', 'add_info']
 
-# %% ../../nbs/7_tools/40_describing.ipynb #a807cdf2
+# %% ../../nbs/7_tools/40_describing.ipynb #dd94ced9
 import os
 from pathlib import Path
 

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'SHARES', 'LEAST_STEPS', 'PIECE', 'pack_path', 'sound_for', 
            'step_bytes', 'probe', 'try_compiled', 'closed_records', 'share_out', 'make_schedule', 'in_time', 'table',
            'pack_model', 'finish', 'parse_words', 'main', 'run_family']
 
-# %% ../../nbs/7_tools/87_family.ipynb #1be669c4
+# %% ../../nbs/7_tools/87_family.ipynb #cb099777
 import argparse
 import json
 import math

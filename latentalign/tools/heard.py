@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAIN', 'RATIOS', 'Row', 'listening_rows', 'Sound', 'original_sounds', 'listening_sounds', 'level_db', 'measured']
 
-# %% ../../nbs/7_tools/60_heard.ipynb #be7f540d
+# %% ../../nbs/7_tools/60_heard.ipynb #7380d422
 import math
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_inputs', 'plan_files', 'say', 'telling', 'Job', 'made_by', 'to_do', 'run_files']
 
-# %% ../../nbs/7_tools/00_jobs.ipynb #d69ed26f
+# %% ../../nbs/7_tools/00_jobs.ipynb #31a3bc8c
 import os
 import sys
 import warnings

@@ -6,7 +6,7 @@
 __all__ = ['LATENT_VERSION', 'LATENT_SUFFIX', 'MOST_SECONDS', 'Latents', 'latent_sum', 'save_latents', 'check_latent_file',
            'load_latents']
 
-# %% ../../nbs/7_tools/10_latent_files.ipynb #9212ecf3
+# %% ../../nbs/7_tools/10_latent_files.ipynb #17b4ae0d
 import hashlib
 import json
 import math

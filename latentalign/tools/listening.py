@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SECONDS', 'check_listening', 'hear', 'write_listening']
 
-# %% ../../nbs/7_tools/70_listening.ipynb #448e4a4f
+# %% ../../nbs/7_tools/70_listening.ipynb #4af80449
 from pathlib import Path
 
 from tqdm import tqdm

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SURPRISAL', 'add_evaluate', 'add_listen', 'noise_levels', 'load_surprisal', 'run_surprisal', 'add_surprisal']
 
-# %% ../../nbs/7_tools/72_measuring.ipynb #ca883ae2
+# %% ../../nbs/7_tools/72_measuring.ipynb #ab424a7b
 import argparse
 from pathlib import Path
 

@@ -6,7 +6,7 @@
 __all__ = ['combine_latents', 'Placed', 'open_placed', 'mixture_samples', 'placed_latents', 'run_mix', 'is_there', 'gain',
            'keep_decibels', 'add_result', 'add_mix', 'add_subtract']
 
-# %% ../../nbs/7_tools/30_mixing.ipynb #ff3ee554
+# %% ../../nbs/7_tools/30_mixing.ipynb #1d3ba99d
 import argparse
 import math
 import os

@@ -6,7 +6,7 @@
 __all__ = ['MODEL', 'MODEL_HELP', 'put_on', 'open_named', 'load_model', 'load_models', 'fingerprint', 'weights_mark', 'at_least',
            'add_manner', 'add_files']
 
-# %% ../../nbs/7_tools/05_opening.ipynb #1a9b7f6e
+# %% ../../nbs/7_tools/05_opening.ipynb #fd20727d
 import argparse
 import hashlib
 from pathlib import Path

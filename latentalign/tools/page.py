@@ -6,7 +6,7 @@
 __all__ = ['flac_uri', 'spectrogram_uri', 'scale_uri', 'escape', 'decibels', 'Heard', 'comparisons', 'player', 'row_html',
            'clip_html', 'page_gain', 'page_html']
 
-# %% ../../nbs/7_tools/65_page.ipynb #acf6a153
+# %% ../../nbs/7_tools/65_page.ipynb #1460c577
 import base64
 import html
 import io

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['duration', 'expected', 'tell_step', 'script', 'claim', 'run_round', 'run_plan', 'add_reproduce']
 
-# %% ../../nbs/7_tools/82_reproduction.ipynb #9ea35b94
+# %% ../../nbs/7_tools/82_reproduction.ipynb #1ad75df2
 import json
 import os
 import shlex

@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'TUNED_PART', 'REPRODUCED', 'HEARD', 'KINDS', 'start_of', 'Reproduction', 'lacking', 'share_batch', 'Step',
            'make_step', 'plan', 'Noise', 'work_of', 'measure', 'read_measurements', 'measure_plan']
 
-# %% ../../nbs/7_tools/80_steps.ipynb #b5a7c436
+# %% ../../nbs/7_tools/80_steps.ipynb #dc1ea02f
 import json
 import platform
 import shlex

@@ -7,7 +7,7 @@ __all__ = ['FAMILY', 'ABLATIONS', 'STEPS', 'ABLATION_MINUTES', 'TEXTURE_MINUTES'
            'claim', 'state_of', 'seconds_left', 'status', 'frame_distance', 'quick_figures', 'test_songs', 'pack_clips',
            'clips_of', 'run_job', 'summary', 'work']
 
-# %% ../../nbs/7_tools/85_trainings.ipynb #0b75d21a
+# %% ../../nbs/7_tools/85_trainings.ipynb #282fb2a9
 import json
 import math
 import os

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['swap_latents']
 
-# %% ../../nbs/3_training/75_exchange.ipynb #677896bd
+# %% ../../nbs/3_training/75_exchange.ipynb #fedb0160
 import torch
 
 from ..base.mel import mss_error

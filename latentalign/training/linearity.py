@@ -6,7 +6,7 @@
 __all__ = ['MIXTURES', 'LinearityConfig', 'gain_bounds', 'draw_gains', 'draw_mixture', 'mix', 'linear_paths',
            'additivity_penalty']
 
-# %% ../../nbs/3_training/00_linearity.ipynb #6fda8d86
+# %% ../../nbs/3_training/00_linearity.ipynb #3c96cb67
 import math
 from dataclasses import dataclass
 

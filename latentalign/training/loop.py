@@ -6,7 +6,7 @@
 __all__ = ['CHECKPOINT_SECONDS', 'check_settings', 'RunState', 'OneProcess', 'open_accelerator', 'PlainBar', 'progress_bar',
            'DivergenceError', 'reads_at_once', 'plan_steps', 'fit', 'interrupts']
 
-# %% ../../nbs/3_training/30_loop.ipynb #6e758168
+# %% ../../nbs/3_training/30_loop.ipynb #5947b430
 import copy
 import json
 import math

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'ConsistencyObjective', 'StagedObjective', 'objective_of']
 
-# %% ../../nbs/3_training/50_objective.ipynb #2e506b3b
+# %% ../../nbs/3_training/50_objective.ipynb #7594082e
 from dataclasses import dataclass, field
 
 import torch

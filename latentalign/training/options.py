@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parse_changes', 'halving_network', 'plain_recipe', 'with_texture', 'RunOptions']
 
-# %% ../../nbs/3_training/70_options.ipynb #0ecc9f72
+# %% ../../nbs/3_training/70_options.ipynb #f5fc1bf2
 import json
 import re
 from dataclasses import dataclass, replace

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGED', 'RECIPES', 'VARIANTS', 'PLAIN_FORM', 'STAGED_FORM', 'CONTROLS']
 
-# %% ../../nbs/3_training/60_recipes.ipynb #633c2039
+# %% ../../nbs/3_training/60_recipes.ipynb #611175f2
 from ..codec.consistency import StepConfig
 from ..codec.network import PRESETS
 from ..codec.autoencoder import code_config

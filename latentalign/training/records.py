@@ -6,7 +6,7 @@
 __all__ = ['read_records', 'training_seconds', 'MetricsLog', 'uses_gpu', 'installed', 'environment', 'has_bf16',
            'choose_precision', 'run_lock']
 
-# %% ../../nbs/3_training/25_records.ipynb #624dcca8
+# %% ../../nbs/3_training/25_records.ipynb #94445321
 import json
 import platform
 import warnings

@@ -6,7 +6,7 @@
 __all__ = ['averaged_model', 'held_out_error', 'held_out_clips', 'training_pool', 'sources_of', 'training_source', 'train',
            'start_from', 'start_model', 'write_examples', 'parse_options']
 
-# %% ../../nbs/3_training/80_run.ipynb #819386fc
+# %% ../../nbs/3_training/80_run.ipynb #c23c5872
 import argparse
 import copy
 import json

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'WeightAverage', 'StepSampler', 'step_generator']
 
-# %% ../../nbs/3_training/20_settings.ipynb #fb5b9e7b
+# %% ../../nbs/3_training/20_settings.ipynb #c8b9f984
 import math
 from dataclasses import dataclass
 
