@@ -78,6 +78,7 @@ def closed_form(
 )->Autoencoder: # in evaluation mode
     "A closed form by its name, from the disk or fitted now; raises `ValueError` as `parse_closed` and `fit_closed`."
     kind, ratio, rate = parse_closed(name)
+    code_config(CLOSED_FORMS[kind], ratio, rate)  # a ratio that does not divide is refused before any work
     mark = hashlib.sha256(f'{named_sources(data)} {EXCERPTS} {FIT_CROPS}'.encode()).hexdigest()[:8]
     folder = Path(cache_folder()) / 'closed-forms' / f'{kind}-{ratio:g}-{rate}-{mark}'
     try: return Autoencoder.from_pretrained(folder)
