@@ -68,7 +68,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 export: $(READY)  ## write latentalign/*.py from the notebooks and clean the notebooks
-	$(BIN)/python .ci/doors
+	$(BIN)/python .ci/tidy
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
