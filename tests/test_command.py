@@ -532,6 +532,6 @@ def test_a_core_install_names_the_extra_and_has_help(work, models):
 
 def test_what_only_compares_imports_no_accelerate_and_a_soundfont_no_torch():
     script = "import sys, latentalign.{0}; print({1!r} in sys.modules)"
-    for module, heavy in (("comparison", "accelerate"), ("soundfont", "torch"), ("files", "torch"), ("containers", "numpy")):
+    for module, heavy in (("evaluation.comparison", "accelerate"), ("data.soundfont", "torch"), ("base.files", "torch"), ("base.containers", "numpy")):
         done = subprocess.run([sys.executable, "-c", script.format(module, heavy)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(TOP)})
         assert done.stdout.strip() == "False", (module, done.stdout + done.stderr)
