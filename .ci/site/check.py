@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import soundfile
 
 LOADED = {"script", "img", "audio", "source", "iframe", "link"}  # elements that fetch what they name
-SCROLLS = {"pst-scrollable-table-container", "cell_output", "highlight"}  # classes that scroll
+SCROLLS = {"pst-scrollable-table-container", "cell_output", "highlight", "wide"}  # the last: of the listening page
 VOID = set("area base br col embed hr img input link meta source track wbr".split())
 
 
