@@ -24,8 +24,7 @@ def add_evaluate(
     def run(options):
         from latentalign.evaluation.tables import linearity_table, noise_table
         from latentalign.evaluation.protocols import protocol_named
-        from latentalign.evaluation.quantities import read_report, report_path
-        from latentalign.evaluation.quantities import write_report
+        from latentalign.evaluation.quantities import read_report, report_path, write_report
         from latentalign.evaluation.reports import evaluate, report_differences
         out, protocol = report_path(options.checkpoint, options.out), protocol_named(options.protocol, options.changes)
         check_name(out)
